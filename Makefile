@@ -1,0 +1,3 @@
+.PHONY: proto
+proto:
+	./deploy/proto.sh

@@ -1,0 +1,1 @@
+"""The agent: does. Nothing here decides where a task runs."""

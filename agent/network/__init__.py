@@ -1,0 +1,1 @@
+"""Ports of tasks on this machine."""

@@ -1,0 +1,1 @@
+"""The manager: decides. Nothing here touches a container."""

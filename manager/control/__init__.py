@@ -1,0 +1,1 @@
+"""Users' intentions: validation, then a store transaction."""

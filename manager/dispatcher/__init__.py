@@ -1,0 +1,1 @@
+"""Sessions of agents: liveness, assignments, statuses, logs."""

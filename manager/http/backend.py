@@ -1,0 +1,120 @@
+"""What the HTTP API needs from the machine it runs on. The daemon provides it; tests provide a fake.
+
+The API is served on every machine: before it is in a cluster (init and join arrive this way), on workers, and on
+managers. `Machine.manager` says which.
+"""
+
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from manager.store import commit, store
+from skep import clock, ids, pb
+
+
+@dataclasses.dataclass(frozen=True)
+class InitRequest:
+    """POST /swarm/init. Empty strings mean: find out, or take the default."""
+
+    listen_addr: str = ""  # host:port of the cluster port
+    advertise_addr: str = ""
+    availability: pb.NodeAvailability.ValueType = pb.NODE_AVAILABILITY_ACTIVE
+    force_new_cluster: bool = False
+    spec: pb.ClusterSpec = dataclasses.field(default_factory=pb.ClusterSpec)
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinRequest:
+    """POST /swarm/join."""
+
+    remote_addrs: Sequence[str]  # host:port of managers' join ports
+    token: str = dataclasses.field(repr=False)
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    availability: pb.NodeAvailability.ValueType = pb.NODE_AVAILABILITY_ACTIVE
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineInfo:
+    """What /info and /version say about this machine."""
+
+    state: str  # Docker's LocalNodeState: inactive, pending, active, error, locked
+    error: str
+    hostname: str
+    node_id: str
+    node_addr: str
+    cluster_id: str
+    managers: Sequence[pb.RaftMember]  # known managers, cluster addresses
+    description: pb.NodeDescription
+
+
+@dataclasses.dataclass(frozen=True)
+class LogQuery:
+    """Which output of which tasks."""
+
+    task_ids: Sequence[str]
+    follow: bool = False
+    stdout: bool = True
+    stderr: bool = True
+    tail: int = -1
+    since: float = 0.0
+
+
+class LogSource(Protocol):
+    """Fetches tasks' output from their agents; works on the leader."""
+
+    def read(self, query: LogQuery) -> AsyncIterator[tuple[str, pb.LogEntry]]:
+        """(task ID, entry) as they come, in order per task. Problems with single tasks (node away, nothing kept) are
+        delivered as entries on stderr of that task, so that one dead node never spoils the stream."""
+        ...
+
+
+class Manager(Protocol):
+    """The manager part of this machine, while it has one."""
+
+    node_id: str
+    store: store.Store
+    committer: commit.Committer
+    logs: LogSource
+    join_port: int
+
+    @property
+    def leader_id(self) -> str:
+        """Node ID of the leader, empty while there is none."""
+        ...
+
+    def reachability(self) -> dict[str, pb.ManagerStatus]:
+        """Leadership, reachability and address of every Raft member, by node ID."""
+        ...
+
+    def forward(self, request: pb.HttpRequest) -> AsyncIterator[pb.HttpResponsePart]:
+        """Has the leader answer a request. Raises Unavailable when there is none or it does not answer."""
+        ...
+
+
+class Machine(Protocol):
+    """This machine's daemon."""
+
+    clock: clock.Clock
+    rng: ids.Rng
+
+    @property
+    def manager(self) -> Manager | None:
+        """None when this machine is not (or not yet) a manager."""
+        ...
+
+    def info(self) -> MachineInfo:
+        """What is known of this machine now."""
+        ...
+
+    async def init(self, request: InitRequest) -> str:
+        """Makes a new cluster with this machine as its first manager; returns the node ID."""
+        ...
+
+    async def join(self, request: JoinRequest) -> None:
+        """Joins a cluster; returns once this machine is a member."""
+        ...
+
+    async def leave(self, *, force: bool) -> None:
+        """Leaves the cluster: tasks stop, identity and state are removed."""
+        ...

@@ -1,0 +1,1 @@
+"""Which machine a task goes to: filters, spread, explanations. Pure."""

@@ -1,0 +1,1 @@
+"""The replicated state: tables, indexes, transactions, watch, snapshot. Pure: apply is a function of the log."""

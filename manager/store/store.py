@@ -1,0 +1,241 @@
+"""The store: applies transactions, hands out views, feeds watchers, makes and takes snapshots.
+
+It is the state machine behind Raft. Nothing here depends on anything but the entries applied: time and IDs are inside
+them. Transactions are checked here, when applied, so a stale leader or a raced writer can never overwrite what it has
+not seen.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from manager.store import ops, tables, views, watching
+from skep import errors, pb
+
+SNAPSHOT_FORMAT = 1
+SCHEMAS: tuple[tables.Schema[tables.Row], ...] = (
+    tables.CLUSTER, tables.NODE, tables.SERVICE, tables.REVISION, tables.TASK, tables.NETWORK, tables.SECRET,
+    tables.CONFIG, tables.VOLUME,
+)  # type: ignore[assignment]  # fmt: skip
+
+
+class Store:
+    """Tables at one Raft index.
+
+    `checking` is for tests: it keeps a fingerprint of every object and finds one that was changed in place, naming
+    who had got it.
+    """
+
+    def __init__(self, *, checking: bool = False) -> None:
+        self.index = 0
+        self._tables: dict[str, tables.Table[tables.Row]] = {s.kind: tables.Table(s) for s in SCHEMAS}
+        self._watches: list[watching.Watch] = []
+        self._guard = _MutationGuard() if checking else None
+
+    # ---------------------------------------------------------------- reading
+
+    def view(self) -> views.View:
+        """The state now. Do not keep it across an await."""
+        index = self.index
+
+        def check() -> None:
+            if self.index != index:
+                raise errors.Bug(f"a view of index {index} was used at index {self.index}: take a new one")
+
+        return views.View(self._tables, index, check, self._guard.seen if self._guard else None)
+
+    def freeze(self) -> "Frozen":
+        """An independent picture of this moment, safe to read from another thread."""
+        return Frozen(self.index, {kind: table.rows.copy() for kind, table in self._tables.items()})
+
+    def copy(self) -> "Store":
+        """An independent store with the same content, for what-if questions. The rows are shared."""
+        other = Store()
+        other.index = self.index
+        other._tables = {kind: table.copy() for kind, table in self._tables.items()}
+        return other
+
+    def watch(
+        self, kinds: Iterable[str], wake: Callable[[], None], *, limit: int = watching.WATCH_BACKLOG_MAX
+    ) -> watching.Watch:
+        """Follows changes from now on; no kinds means all. `wake` is called after each applied entry that matters."""
+        watcher = watching.Watch(frozenset(kinds), wake, self._watches.remove, limit)
+        self._watches.append(watcher)
+        return watcher
+
+    # ---------------------------------------------------------------- writing
+
+    def apply(self, index: int, transactions: Iterable[pb.Transaction]) -> list[errors.SkepError | None]:
+        """Applies one Raft entry. For each transaction: None when it took effect, else why nothing of it did.
+
+        Takes ownership of the objects in the transactions. Never raises for what a transaction says.
+        """
+        if index <= self.index:
+            raise errors.Bug(f"entry {index} applied after {self.index}")
+        self.index = index
+        changes: list[watching.Change] = []
+        outcomes: list[errors.SkepError | None] = []
+        for transaction in transactions:
+            undo = len(changes)
+            refusal: errors.SkepError | None = None
+            for op in transaction.ops:
+                try:
+                    changes.append(self._apply_op(op, transaction))
+                except errors.SkepError as error:
+                    refusal = error
+                    self._roll_back(changes, undo)
+                    break
+            outcomes.append(refusal)
+        if self._guard is not None:
+            self._guard.verify()
+        if changes:
+            for watcher in list(self._watches):
+                watcher.offer(changes)
+        return outcomes
+
+    def _apply_op(self, op: pb.Op, transaction: pb.Transaction) -> watching.Change:
+        kind = op.object.WhichOneof("kind")
+        if kind is None:
+            raise errors.Invalid("an operation without an object")
+        row: ops.AnyRow = getattr(op.object, kind)
+        table = self._tables[kind]
+        stored = table.rows.get(row.id)
+        if op.kind == pb.OP_KIND_CREATE:
+            if not row.id or stored is not None:
+                raise errors.AlreadyExists(f"{kind} {row.id} already exists")
+            self._check_unique(table, row)
+            row.created_at.CopyFrom(transaction.at)
+            return self._put(kind, row, transaction)
+        if stored is None:
+            raise errors.Conflict(f"{kind} {row.id} does not exist any more")
+        if stored.version.index != op.based_on:
+            raise errors.Conflict("update out of sequence")
+        if op.kind == pb.OP_KIND_DELETE:
+            old = table.pop(row.id)
+            if self._guard is not None:
+                self._guard.forget(kind, old)
+            return watching.Change(self.index, kind, row.id, old, None)  # type: ignore[arg-type]
+        self._check_unique(table, row)
+        _check_forward(stored, row)
+        return self._put(kind, row, transaction)
+
+    def _put(self, kind: str, row: ops.AnyRow, transaction: pb.Transaction) -> watching.Change:
+        row.version.index = self.index
+        row.updated_at.CopyFrom(transaction.at)
+        old = self._tables[kind].put(row)
+        if self._guard is not None:
+            self._guard.remember(kind, row)
+        return watching.Change(self.index, kind, row.id, old, row)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _check_unique(table: tables.Table[tables.Row], row: ops.AnyRow) -> None:
+        unique = table.schema.unique
+        if unique is None:
+            return
+        for key in table.schema.indexes[unique](row):
+            for other in table.indexes[unique].get(key, ()):
+                if other != row.id:
+                    name = getattr(row, "name", key)
+                    raise errors.AlreadyExists(
+                        f"name conflicts with an existing object: {table.schema.kind} {name} already exists"
+                    )
+
+    def _roll_back(self, changes: list[watching.Change], keep: int) -> None:
+        while len(changes) > keep:
+            change = changes.pop()
+            table = self._tables[change.kind]
+            if change.new is not None and self._guard is not None:
+                self._guard.forget(change.kind, change.new)
+            if change.old is None:
+                table.pop(change.id)
+            else:
+                table.put(change.old)
+                if self._guard is not None:
+                    self._guard.remember(change.kind, change.old)
+
+    # ---------------------------------------------------------------- snapshots
+
+    def restore(self, records: Iterable[pb.SnapshotRecord]) -> None:
+        """Replaces everything by a snapshot; watchers are told to start over. Bug when the snapshot is not whole."""
+        iterator = iter(records)
+        first = next(iterator, pb.SnapshotRecord())
+        if first.WhichOneof("record") != "header" or first.header.format != SNAPSHOT_FORMAT:
+            raise errors.Bug("not a snapshot of this format")
+        fresh: dict[str, tables.Table[tables.Row]] = {s.kind: tables.Table(s) for s in SCHEMAS}
+        count = 0
+        for record in iterator:
+            table = record.object.WhichOneof("kind")
+            if table is None:
+                raise errors.Bug("snapshot record without an object")
+            fresh[table].put(getattr(record.object, table))
+            count += 1
+        if count != first.header.objects:
+            raise errors.Bug(f"snapshot holds {count} objects and announces {first.header.objects}")
+        self._tables = fresh
+        self.index = first.header.index
+        if self._guard is not None:
+            self._guard = _MutationGuard()
+            for kind, rows in fresh.items():
+                for row in rows.rows.values():
+                    self._guard.remember(kind, row)
+        for watcher in list(self._watches):
+            watcher.reset()
+
+    def verify(self) -> None:
+        """Checking mode only: raises Bug when a stored object was changed in place."""
+        if self._guard is not None:
+            self._guard.verify()
+
+
+class Frozen:
+    """The content of the store at one index, detached from it."""
+
+    def __init__(self, index: int, rows: dict[str, dict[str, tables.Row]]) -> None:
+        self.index = index
+        self._rows = rows
+
+    def records(self) -> Iterator[pb.SnapshotRecord]:
+        """The snapshot, record by record: a header, then every object."""
+        count = sum(len(rows) for rows in self._rows.values())
+        yield pb.SnapshotRecord(header=pb.SnapshotHeader(format=SNAPSHOT_FORMAT, index=self.index, objects=count))
+        for rows in self._rows.values():
+            for row in rows.values():
+                yield pb.SnapshotRecord(object=ops.wrap(row))  # type: ignore[arg-type]
+
+
+def _check_forward(stored: tables.Row, row: ops.AnyRow) -> None:
+    """Task states only move forward, whoever writes them."""
+    if isinstance(row, pb.Task) and isinstance(stored, pb.Task):
+        if row.desired_state < stored.desired_state:
+            raise errors.Conflict(f"task {row.id}: desired state cannot go back")
+        if row.status.state < stored.status.state:
+            raise errors.Conflict(f"task {row.id}: observed state cannot go back")
+
+
+class _MutationGuard:
+    """Fingerprints of all stored objects and who was handed them."""
+
+    def __init__(self) -> None:
+        self._fingerprints: dict[tuple[str, str], tuple[tables.Row, bytes]] = {}
+        self._readers: dict[int, str] = {}
+
+    def remember(self, kind: str, row: tables.Row) -> None:
+        self._fingerprints[kind, row.id] = (row, _fingerprint(row))
+
+    def forget(self, kind: str, row: tables.Row) -> None:
+        self._fingerprints.pop((kind, row.id), None)
+        self._readers.pop(id(row), None)
+
+    def seen(self, row: tables.Row) -> None:
+        frame = sys._getframe(2)
+        self._readers[id(row)] = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+
+    def verify(self) -> None:
+        for (kind, row_id), (row, fingerprint) in self._fingerprints.items():
+            if _fingerprint(row) != fingerprint:
+                reader = self._readers.get(id(row), "nobody on record")
+                raise errors.Bug(f"{kind} {row_id} was changed in the store; last handed out at {reader}")
+
+
+def _fingerprint(row: tables.Row) -> bytes:
+    encoded: bytes = row.SerializeToString(deterministic=True)  # type: ignore[attr-defined]
+    return encoded

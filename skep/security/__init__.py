@@ -1,0 +1,1 @@
+"""Keys, certificates, join tokens, TLS credentials."""
