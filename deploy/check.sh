@@ -1,0 +1,31 @@
+#!/bin/sh
+# The quick checks, side by side: style, types, layers, generated code, unit tests.
+set -eu
+cd "$(dirname "$0")/.."
+bin=.venv/bin
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+run() { # name command..
+  name=$1; shift
+  ( if "$@" >"$out/$name" 2>&1; then echo ok; else echo failed; fi >"$out/$name.rc" ) &
+}
+run mypy $bin/mypy
+run unit $bin/python -m pytest -q -m "not cluster and not engine" -p no:cacheprovider
+wait_light() {
+  for step in "ruff $bin/ruff check ." "format $bin/ruff format --check ." "layers $bin/lint-imports" \
+              "proto ./deploy/proto.sh --check"; do
+    set -- $step
+    name=$1; shift
+    if "$@" >"$out/$name" 2>&1; then echo ok >"$out/$name.rc"; else echo failed >"$out/$name.rc"; fi
+  done
+}
+wait_light
+wait
+status=0
+for name in ruff format mypy layers proto unit; do
+  result=$(cat "$out/$name.rc")
+  printf '%-8s %s\n' "$name" "$result"
+  if [ "$result" != ok ]; then status=1; tail -n 60 "$out/$name"; fi
+done
+tail -n 1 "$out/unit"
+exit $status
