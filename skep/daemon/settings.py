@@ -1,0 +1,117 @@
+"""What a skepd is told at its start, and what it remembers about its place in the cluster."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+
+from skep import errors
+
+DEFAULT_STATE_DIR = pathlib.Path("/var/lib/skep")
+DEFAULT_SOCKET = pathlib.Path("/run/skep/docker.sock")
+CLUSTER_PORT = 2377  # Raft, agents, certificates: mutual TLS
+JOIN_PORT_OFFSET = 1  # the join call has no client certificate yet, so it has a port of its own: cluster port + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Command-line options of skepd. Paths are absolute."""
+
+    state_dir: pathlib.Path
+    socket: pathlib.Path
+    name: str  # shown as HOSTNAME
+    runtime: str  # auto, docker, process, memory
+    docker_socket: str
+    labels: dict[str, str]  # engine labels, for placement before any node label is set
+
+    @property
+    def identity_dir(self) -> pathlib.Path:
+        """Key and certificates."""
+        return self.state_dir / "identity"
+
+    @property
+    def raft_dir(self) -> pathlib.Path:
+        """Log and snapshots; managers only."""
+        return self.state_dir / "raft"
+
+    @property
+    def agent_dir(self) -> pathlib.Path:
+        """What runs here and where the managers are."""
+        return self.state_dir / "agent"
+
+    @property
+    def membership_file(self) -> pathlib.Path:
+        """See Membership."""
+        return self.state_dir / "node.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+    """This machine's addresses in its cluster, chosen at init or join and kept for restarts."""
+
+    listen_addr: str  # host:port that the cluster port binds
+    advertise_addr: str  # host:port that others dial
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes atomically."""
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            json.dump(dataclasses.asdict(self), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Membership":
+        """Reads what `save` wrote; Bug when the file is missing or damaged."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise errors.Bug(f"{path} cannot be read ({error}): leave the cluster and join again") from error
+
+
+def split_addr(addr: str, *, default_port: int) -> tuple[str, int]:
+    """'host', 'host:port' or '[v6]:port' as (host, port). Raises Invalid."""
+    host, port = addr, str(default_port)
+    if addr.startswith("["):
+        inside, closed, rest = addr[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise errors.Invalid(f"invalid address {addr!r}: write [IPv6]:PORT")
+        host, port = inside, rest[1:] or port
+    elif addr.count(":") == 1:
+        host, port = addr.split(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise errors.Invalid(f"invalid address {addr!r}: write HOST or HOST:PORT")
+    return host, int(port)
+
+
+def join_addr(host: str, port: int) -> str:
+    """host:port, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def choose_addresses(*, listen_addr: str, advertise_addr: str) -> Membership:
+    """Fills in what the user left out: all interfaces, and the address of the default route.
+
+    Raises Invalid for an address that cannot be read or a wildcard that was to be advertised.
+    """
+    listen_host, listen_port = split_addr(listen_addr or "0.0.0.0", default_port=CLUSTER_PORT)  # noqa: S104
+    wildcard = listen_host in {"0.0.0.0", "::"}  # noqa: S104
+    if advertise_addr:
+        host, port = split_addr(advertise_addr, default_port=listen_port)
+        if host in {"0.0.0.0", "::"}:  # noqa: S104
+            raise errors.Invalid(f"advertise address {advertise_addr!r} must be one that other machines can dial")
+    else:
+        host, port = (default_route_address() if wildcard else listen_host), listen_port
+    return Membership(listen_addr=join_addr(listen_host, listen_port), advertise_addr=join_addr(host, port))
+
+
+def default_route_address() -> str:
+    """This machine's address on the way to the rest of the world; loopback when it has none. Sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a documentation address: UDP connect only picks a route
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
