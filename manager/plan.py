@@ -20,16 +20,24 @@ class Plan:
     ops: list[pb.Op] = dataclasses.field(default_factory=list)
     reasons: list[str] = dataclasses.field(default_factory=list)  # one line per decision worth showing
     wake_at: float | None = None  # seconds since the epoch: decide again then, even if nothing changes
+    wake_keys: dict[str, float] = dataclasses.field(default_factory=dict)  # what exactly to decide again, and when
 
-    def wake(self, at: float) -> None:
-        """Asks to be called again at `at` or earlier."""
+    def wake(self, at: float, key: str | None = None) -> None:
+        """Asks to be called again at `at` or earlier: for `key` only, or for everything when it is None.
+
+        A decider names a key in all its calls or in none.
+        """
         if self.wake_at is None or at < self.wake_at:
             self.wake_at = at
+        if key is not None:
+            self.wake_keys[key] = min(at, self.wake_keys.get(key, at))
 
     def merge(self, other: "Plan") -> None:
         """Adds another plan to this one."""
         self.ops.extend(other.ops)
         self.reasons.extend(other.reasons)
+        for key, at in other.wake_keys.items():
+            self.wake(at, key)
         if other.wake_at is not None:
             self.wake(other.wake_at)
 

@@ -271,6 +271,7 @@ class Task(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
     SERVICE_NAME_FIELD_NUMBER: _builtins.int
+    RUNNING_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     service_id: _builtins.str
     revision_id: _builtins.str
@@ -281,7 +282,7 @@ class Task(_message.Message):
     desired_state: _types_pb2.TaskState.ValueType
     """Managers' wish: READY (prepare, wait), RUNNING, SHUTDOWN, REMOVE. Only moves forward."""
     replaces: _builtins.str
-    """task in the same slot that must have stopped first (stop-first); empty = none"""
+    """Task in the same slot whose place this one takes; empty = none. While this one is wished READY it waits for that stop."""
     service_name: _builtins.str
     """so that names need no join: <service>.<slot>.<id>"""
     @_builtins.property
@@ -295,6 +296,10 @@ class Task(_message.Message):
     @_builtins.property
     def not_before(self) -> _timestamp_pb2.Timestamp:
         """A task wished READY becomes RUNNING once this moment has passed and the task it replaces has stopped."""
+
+    @_builtins.property
+    def running_at(self) -> _timestamp_pb2.Timestamp:
+        """The leader's clock when RUNNING was first known. Unset on a dead task: it never ran as far as managers know."""
 
     def __init__(
         self,
@@ -312,10 +317,11 @@ class Task(_message.Message):
         not_before: _timestamp_pb2.Timestamp | None = ...,
         replaces: _builtins.str = ...,
         service_name: _builtins.str = ...,
+        running_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "not_before", b"not_before", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "not_before", b"not_before", "running_at", b"running_at", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "desired_state", b"desired_state", "id", b"id", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "desired_state", b"desired_state", "id", b"id", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "running_at", b"running_at", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
