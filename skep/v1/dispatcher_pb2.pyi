@@ -170,6 +170,8 @@ class ManagerMessage(_message.Message):
     MANAGERS_FIELD_NUMBER: _builtins.int
     LOG_REQUEST_FIELD_NUMBER: _builtins.int
     LOG_CANCEL_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    LOG_CREDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def registered(self) -> Global___Registered: ...
     @_builtins.property
@@ -184,6 +186,12 @@ class ManagerMessage(_message.Message):
     def log_request(self) -> Global___LogRequest: ...
     @_builtins.property
     def log_cancel(self) -> Global___LogCancel: ...
+    @_builtins.property
+    def node(self) -> _objects_pb2.Node:
+        """the agent's own node object, whenever its spec or role has changed"""
+
+    @_builtins.property
+    def log_credit(self) -> Global___LogCredit: ...
     def __init__(
         self,
         *,
@@ -194,12 +202,14 @@ class ManagerMessage(_message.Message):
         managers: Global___ManagerList | None = ...,
         log_request: Global___LogRequest | None = ...,
         log_cancel: Global___LogCancel | None = ...,
+        node: _objects_pb2.Node | None = ...,
+        log_credit: Global___LogCredit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_request", b"log_request", "managers", b"managers", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_request", b"log_request", "managers", b"managers", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["registered", "heartbeat", "assignments", "redirect", "managers", "log_request", "log_cancel"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["registered", "heartbeat", "assignments", "redirect", "managers", "log_request", "log_cancel", "node", "log_credit"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -353,6 +363,7 @@ class LogRequest(_message.Message):
     STDERR_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    CREDIT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """of the request within the session"""
     task_id: _builtins.str
@@ -361,6 +372,8 @@ class LogRequest(_message.Message):
     stderr: _builtins.bool
     tail: _builtins.int
     """last lines; negative = all"""
+    credit: _builtins.int
+    """chunks the agent may send before it must wait for LogCredit: a slow reader stalls only itself"""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -373,14 +386,39 @@ class LogRequest(_message.Message):
         stderr: _builtins.bool = ...,
         tail: _builtins.int = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
+        credit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "id", b"id", "since", b"since", "stderr", b"stderr", "stdout", b"stdout", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "follow", b"follow", "id", b"id", "since", b"since", "stderr", b"stderr", "stdout", b"stdout", "tail", b"tail", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogRequest: _TypeAlias = LogRequest  # noqa: Y015
+
+@_typing.final
+class LogCredit(_message.Message):
+    """The reader has taken this many chunks: as many more may be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    chunks: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        chunks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogCredit: _TypeAlias = LogCredit  # noqa: Y015
 
 @_typing.final
 class LogCancel(_message.Message):
