@@ -135,6 +135,29 @@ class RenewCertificateRequest(_message.Message):
 Global___RenewCertificateRequest: _TypeAlias = RenewCertificateRequest  # noqa: Y015
 
 @_typing.final
+class RenewForNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CSR_PEM_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """whose certificate the follower has seen"""
+    csr_pem: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        csr_pem: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewForNodeRequest: _TypeAlias = RenewForNodeRequest  # noqa: Y015
+
+@_typing.final
 class JoinRaftRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

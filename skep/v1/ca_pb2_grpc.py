@@ -160,6 +160,16 @@ class CAStub:
                 request_serializer=skep_dot_v1_dot_ca__pb2.RenewCertificateRequest.SerializeToString,
                 response_deserializer=skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
                 _registered_method=True)
+        self.IssueForJoiner = channel.unary_unary(
+                '/skep.v1.CA/IssueForJoiner',
+                request_serializer=skep_dot_v1_dot_ca__pb2.IssueCertificateRequest.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
+                _registered_method=True)
+        self.RenewForNode = channel.unary_unary(
+                '/skep.v1.CA/RenewForNode',
+                request_serializer=skep_dot_v1_dot_ca__pb2.RenewForNodeRequest.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class CAServicer:
@@ -173,12 +183,36 @@ class CAServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueForJoiner(self, request, context):
+        """Managers only: a follower passes on what reached its join port. Answered by the leader, never passed on again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewForNode(self, request, context):
+        """Managers only: a follower passes on a renewal, vouching for who asked. Answered by the leader only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CAServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'RenewCertificate': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewCertificate,
                     request_deserializer=skep_dot_v1_dot_ca__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.SerializeToString,
+            ),
+            'IssueForJoiner': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueForJoiner,
+                    request_deserializer=skep_dot_v1_dot_ca__pb2.IssueCertificateRequest.FromString,
+                    response_serializer=skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.SerializeToString,
+            ),
+            'RenewForNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewForNode,
+                    request_deserializer=skep_dot_v1_dot_ca__pb2.RenewForNodeRequest.FromString,
                     response_serializer=skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.SerializeToString,
             ),
     }
@@ -209,6 +243,60 @@ class CA:
             target,
             '/skep.v1.CA/RenewCertificate',
             skep_dot_v1_dot_ca__pb2.RenewCertificateRequest.SerializeToString,
+            skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueForJoiner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skep.v1.CA/IssueForJoiner',
+            skep_dot_v1_dot_ca__pb2.IssueCertificateRequest.SerializeToString,
+            skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewForNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skep.v1.CA/RenewForNode',
+            skep_dot_v1_dot_ca__pb2.RenewForNodeRequest.SerializeToString,
             skep_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
             options,
             channel_credentials,

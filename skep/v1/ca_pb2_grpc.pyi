@@ -78,6 +78,10 @@ class CAStub:
     def __new__(cls, channel: _aio.Channel) -> CAAsyncStub: ...
     RenewCertificate: _grpc.UnaryUnaryMultiCallable[_ca_pb2.RenewCertificateRequest, _ca_pb2.IssueCertificateResponse]
     """A fresh certificate for the caller's own identity and its present role."""
+    IssueForJoiner: _grpc.UnaryUnaryMultiCallable[_ca_pb2.IssueCertificateRequest, _ca_pb2.IssueCertificateResponse]
+    """Managers only: a follower passes on what reached its join port. Answered by the leader, never passed on again."""
+    RenewForNode: _grpc.UnaryUnaryMultiCallable[_ca_pb2.RenewForNodeRequest, _ca_pb2.IssueCertificateResponse]
+    """Managers only: a follower passes on a renewal, vouching for who asked. Answered by the leader only."""
 
 @_typing.type_check_only
 class CAAsyncStub(CAStub):
@@ -86,6 +90,10 @@ class CAAsyncStub(CAStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RenewCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.RenewCertificateRequest, _ca_pb2.IssueCertificateResponse]  # type: ignore[assignment]
     """A fresh certificate for the caller's own identity and its present role."""
+    IssueForJoiner: _aio.UnaryUnaryMultiCallable[_ca_pb2.IssueCertificateRequest, _ca_pb2.IssueCertificateResponse]  # type: ignore[assignment]
+    """Managers only: a follower passes on what reached its join port. Answered by the leader, never passed on again."""
+    RenewForNode: _aio.UnaryUnaryMultiCallable[_ca_pb2.RenewForNodeRequest, _ca_pb2.IssueCertificateResponse]  # type: ignore[assignment]
+    """Managers only: a follower passes on a renewal, vouching for who asked. Answered by the leader only."""
 
 class CAServicer(metaclass=_abc_1.ABCMeta):
     """Served on the cluster port with mutual TLS."""
@@ -97,6 +105,22 @@ class CAServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ca_pb2.IssueCertificateResponse, _abc.Awaitable[_ca_pb2.IssueCertificateResponse]]:
         """A fresh certificate for the caller's own identity and its present role."""
+
+    @_abc_1.abstractmethod
+    def IssueForJoiner(
+        self,
+        request: _ca_pb2.IssueCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ca_pb2.IssueCertificateResponse, _abc.Awaitable[_ca_pb2.IssueCertificateResponse]]:
+        """Managers only: a follower passes on what reached its join port. Answered by the leader, never passed on again."""
+
+    @_abc_1.abstractmethod
+    def RenewForNode(
+        self,
+        request: _ca_pb2.RenewForNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ca_pb2.IssueCertificateResponse, _abc.Awaitable[_ca_pb2.IssueCertificateResponse]]:
+        """Managers only: a follower passes on a renewal, vouching for who asked. Answered by the leader only."""
 
 def add_CAServicer_to_server(servicer: CAServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
