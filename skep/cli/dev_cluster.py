@@ -60,13 +60,22 @@ def free_port_pairs(count: int) -> list[int]:
 class DevCluster:
     """All daemons of one dev cluster. `say` takes lines for the user."""
 
-    def __init__(self, directory: pathlib.Path, nodes: Sequence[DevNode], *, runtime: str, docker_socket: str,
-                 say: Callable[[str], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        nodes: Sequence[DevNode],
+        *,
+        runtime: str,
+        docker_socket: str,
+        say: Callable[[str], None],
+        restart: bool = True,
+    ) -> None:
         self.directory = directory
         self.nodes = list(nodes)
         self._runtime = runtime
         self._docker_socket = docker_socket
         self._say = say
+        self._restart = restart
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -106,6 +115,19 @@ class DevCluster:
         """Process ID of a node's skepd while it runs."""
         process = self._processes.get(name)
         return process.pid if process is not None and process.returncode is None else None
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL: the daemon gets no chance to say anything."""
+        process = self._processes[name]
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    async def respawn(self, name: str) -> None:
+        """Starts a node's skepd again, and waits until its API answers."""
+        node = next(node for node in self.nodes if node.name == name)
+        await self._spawn(node)
+        await self._answering(node)
 
     async def _spawn(self, node: DevNode) -> None:
         node.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -159,7 +181,8 @@ class DevCluster:
         for node in self.nodes:
             await self._spawn(node)
         await asyncio.gather(*(self._answering(node) for node in self.nodes))
-        self._watchers = [asyncio.create_task(self._keep_running(node)) for node in self.nodes]
+        if self._restart:
+            self._watchers = [asyncio.create_task(self._keep_running(node)) for node in self.nodes]
         if fresh:
             await self._form(init)
 
