@@ -39,8 +39,11 @@ def dev(managers: int, agents: int, keep: pathlib.Path | None, runtime: str, doc
     """
     if managers % 2 == 0:
         raise click.UsageError(f"--managers {managers}: take an odd number; an even one tolerates no more failures")
+    directory = keep.expanduser().absolute() if keep else pathlib.Path(tempfile.mkdtemp(prefix="skep-dev-"))
     try:
-        asyncio.run(_run(managers=managers, agents=agents, keep=keep, runtime=runtime, docker_socket=docker_socket))
+        nodes, known = dev_cluster.DevCluster.layout(directory, managers=managers, agents=agents)
+        cluster = dev_cluster.DevCluster(directory, nodes, runtime=runtime, docker_socket=docker_socket, say=_say)
+        asyncio.run(_run(cluster, fresh=not known, keep=keep is not None))
     except errors.SkepError as error:
         click.echo(f"Error: {error.message}", err=True)
         sys.exit(1)
@@ -51,21 +54,19 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def _run(*, managers: int, agents: int, keep: pathlib.Path | None, runtime: str, docker_socket: str) -> None:
-    directory = keep.expanduser().absolute() if keep else pathlib.Path(tempfile.mkdtemp(prefix="skep-dev-"))
-    nodes, known = dev_cluster.DevCluster.layout(directory, managers=managers, agents=agents)
-    cluster = dev_cluster.DevCluster(directory, nodes, runtime=runtime, docker_socket=docker_socket, say=_say)
+async def _run(cluster: dev_cluster.DevCluster, *, fresh: bool, keep: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    what = f"{sum(node.manager for node in nodes)} managers and {sum(not node.manager for node in nodes)} workers"
-    _say(f"{'coming back to' if known else 'starting'} {what} in {directory} ..")
+    managers = sum(node.manager for node in cluster.nodes)
+    what = f"{managers} managers and {len(cluster.nodes) - managers} workers"
+    _say(f"{'starting' if fresh else 'coming back to'} {what} in {cluster.directory} ..")
     try:
-        await _until(stop, _serve(cluster, fresh=not known))
+        await _until(stop, _serve(cluster, fresh=fresh))
     finally:
-        _say("stopping; tasks are stopped and removed" + (f", state stays in {directory}" if keep else " .."))
-        await cluster.stop(keep=keep is not None)
+        _say("stopping; tasks are stopped and removed" + (f", state stays in {cluster.directory}" if keep else " .."))
+        await cluster.stop(keep=keep)
 
 
 async def _until(stop: asyncio.Event, work: Any) -> None:
