@@ -1,1 +1,1 @@
-"""What a task needs from the cluster before it can be placed: addresses, ports. Pure."""
+"""Gives tasks and services what they need before a node is chosen: today nothing, later addresses. Pure."""

@@ -1,1 +1,1 @@
-"""Which machine a task goes to: filters, spread, explanations. Pure."""
+"""Chooses a node for every task that waits for one, and explains why it cannot. Pure."""

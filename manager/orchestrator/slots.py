@@ -1,0 +1,89 @@
+"""The slots of a replicated service: who is in each, and which ones go first when there are too many."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from manager.orchestrator import restart, tasks, turn
+from skep import pb
+
+_ROLLING_BACK = pb.UPDATE_STATE_ROLLBACK_STARTED
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Slot:
+    """One slot: all its tasks, oldest first, and what they amount to."""
+
+    number: int
+    tasks: list[pb.Task] = dataclasses.field(default_factory=list)
+    live: list[pb.Task] = dataclasses.field(default_factory=list)  # wished, and able to do it where they are
+    broken: list[pb.Task] = dataclasses.field(default_factory=list)  # wished, but ended or on a node they must leave
+    finished: bool = False  # nothing is wished here any more, and the last task wants no successor
+    restarted: bool = False  # this very decision gives it a new task
+
+    @property
+    def occupied(self) -> bool:
+        """Whether the slot counts as one of the service's replicas."""
+        return bool(self.live or self.broken or self.finished)
+
+    @property
+    def newest(self) -> pb.Task:
+        """The task created last."""
+        return self.tasks[-1]
+
+    @property
+    def running(self) -> bool:
+        """Whether a wished task is observed to run."""
+        return any(task.status.state == pb.TASK_STATE_RUNNING for task in self.live)
+
+
+def collect(now: turn.Turn) -> dict[int, Slot]:
+    """All slots of the service that have a task, by number."""
+    found: dict[int, Slot] = {}
+    for task in now.state.tasks.where("service", now.service.id):
+        slot = found.get(task.slot)
+        if slot is None:
+            slot = found[task.slot] = Slot(task.slot)
+        slot.tasks.append(task)
+        if tasks.runnable(task):
+            (slot.broken if _broken(now, task) else slot.live).append(task)
+    rolling_back = now.service.update_status.state == _ROLLING_BACK
+    for slot in found.values():
+        if slot.live or slot.broken or rolling_back:
+            continue  # a rollback starts finished slots anew
+        last = slot.newest
+        if last.desired_state == pb.TASK_STATE_REMOVE:
+            continue
+        policy = now.state.revision(last.revision_id).spec.task.restart
+        slot.finished = not restart.allowed(last, policy, slot.tasks)
+    return found
+
+
+def _broken(now: turn.Turn, task: pb.Task) -> bool:
+    if not tasks.ended(task):
+        return now.misplaced(task)
+    # One that failed before its time waits out its delay, or a missing image would be tried in a tight loop.
+    if task.desired_state == pb.TASK_STATE_READY and task.HasField("not_before"):
+        due = task.not_before.seconds + task.not_before.nanos / 1e9
+        if now.now < due:
+            now.wake(due)
+            return False
+    return True
+
+
+def by_worth(slots: Iterable[Slot]) -> list[Slot]:
+    """The slots in the order in which to keep them: the end of the list goes first.
+
+    Slots are numbered on each node; those with low numbers stay, so the fullest nodes give first. What has no node,
+    no task that can run, or more than one, is worth least.
+    """
+    on_node: dict[str, int] = {}
+    ranks: list[tuple[bool, int, bool, int, Slot]] = []
+    for slot in sorted(slots, key=lambda slot: (not slot.running, slot.number)):
+        settled = len(slot.live) == 1 and not slot.broken and bool(slot.live[0].node_id)
+        ordinal = 0
+        if settled:
+            node_id = slot.live[0].node_id
+            ordinal = on_node.get(node_id, 0)
+            on_node[node_id] = ordinal + 1
+        ranks.append((not settled, ordinal, not slot.running, slot.number, slot))
+    return [rank[-1] for rank in sorted(ranks, key=lambda rank: rank[:-1])]
