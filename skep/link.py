@@ -13,25 +13,25 @@ from google.protobuf import message as protobuf
 
 from skep import errors, pb
 
-Out = TypeVar("Out", contravariant=True)
-In = TypeVar("In", covariant=True)
+Out_contra = TypeVar("Out_contra", contravariant=True)
+In_co = TypeVar("In_co", covariant=True)
 A = TypeVar("A", bound=protobuf.Message)
 B = TypeVar("B", bound=protobuf.Message)
 
 MEMORY_BACKLOG_MAX = 64  # messages on their way in one direction before `send` waits; like a socket's buffer
 
 
-class Link(Protocol[Out, In]):
+class Link(Protocol[Out_contra, In_co]):
     """One end of a stream of messages. Messages arrive in order, each at most once."""
 
-    async def send(self, message: Out) -> None:
+    async def send(self, message: Out_contra) -> None:
         """Sends; waits while the other end does not keep up. May be called by several coroutines at once.
 
         Raises Unavailable when the stream is broken or closed.
         """
         ...
 
-    async def receive(self) -> In | None:
+    async def receive(self) -> In_co | None:
         """The next message; None once the other end has closed in peace.
 
         Raises what the other end closed with (Denied, Unavailable ..), or Unavailable when the stream broke.
@@ -103,7 +103,9 @@ class MemoryLink(Generic[A, B]):
         self._incoming.close(None)
 
 
-def memory_pair() -> tuple[MemoryLink[pb.AgentMessage, pb.ManagerMessage], MemoryLink[pb.ManagerMessage, pb.AgentMessage]]:
+def memory_pair() -> tuple[
+    MemoryLink[pb.AgentMessage, pb.ManagerMessage], MemoryLink[pb.ManagerMessage, pb.AgentMessage]
+]:
     """The two ends of a new in-memory stream: the agent's, and the manager's."""
     up: _Pipe[pb.AgentMessage] = _Pipe()
     down: _Pipe[pb.ManagerMessage] = _Pipe()

@@ -1,0 +1,250 @@
+"""The agent's side of the session with the managers: register, heartbeats, assignments in, statuses out, logs.
+
+Tries the managers in turn, follows redirects, and opens a new session whenever something is wrong with the old one;
+the tasks run on meanwhile. What the assignments mean is the worker's business.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from agent import backoff, logs, managers, worker
+from skep import errors, ids, link, pb, race, stamps
+
+log = structlog.get_logger(__name__)
+
+RETRY_FIRST_S = 0.1  # a new leader is there within a second or two
+RETRY_MAX_S = 8.0
+CONNECT_TIMEOUT_S = 5.0
+REGISTER_TIMEOUT_S = 10.0  # the manager commits the registration before it answers
+SILENT_PERIODS_MAX = 2  # heartbeats without any answer before the manager counts as dead
+PERIOD_MIN_S = 0.05  # whatever a manager says, heartbeats must not become a flood
+SEND_TIMEOUT_S = 15.0  # a manager that does not read is as good as dead
+REDIRECTS_MAX = 3  # in a row; managers that point at each other have no leader
+DESCRIBE_S = 20.0
+DESCRIBE_TIMEOUT_S = 10.0
+STATUS_DELAY_S = 0.02  # statuses that come up together travel together
+STATUSES_MAX = 500  # per message
+
+Connect = Callable[[str], Awaitable[link.AgentLink]]
+Describe = Callable[[], Awaitable[pb.NodeDescription]]
+
+
+class _Redirected(Exception):
+    def __init__(self, addr: str) -> None:
+        super().__init__(addr)
+        self.addr = addr
+
+
+class AgentSession:
+    """Keeps one session with the leader open for as long as it runs."""
+
+    def __init__(
+        self,
+        *,
+        connect: Connect,
+        managers: managers.ManagerBook,
+        worker: worker.Worker,
+        describe: Describe,
+        rng: ids.Rng,
+        on_node: Callable[[pb.Node], None] | None = None,
+    ) -> None:
+        """`describe` gives the whole description, hostname included; it may raise Unavailable.
+
+        `on_node` is called with this node's own object at every registration and whenever it changes.
+        """
+        self._connect = connect
+        self._managers = managers
+        self._worker = worker
+        self._describe = describe
+        self._rng = rng
+        self._on_node = on_node
+        self._description: pb.NodeDescription | None = None
+        self._candidates: list[str] = []
+        self._retry = backoff.Backoff(first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S, rng=rng)
+        self._outbox: dict[str, pb.TaskStatus] = {}
+        self._outbox_filled = asyncio.Event()
+        self._period_s = 0.0
+        self._sequence = 0
+        self.manager = ""  # address of the manager that the session is open with; empty = no session
+        self.error = ""  # why there is no session, in words
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        self._worker.listen(self._status_changed)
+        redirects = 0
+        hint = ""
+        try:
+            while True:
+                addr, hint = hint or self._next_candidate(), ""
+                try:
+                    await self._one_session(addr)
+                except _Redirected as redirected:
+                    redirects += 1
+                    self.error = f"manager {addr} does not lead, and knows no leader"
+                    if redirected.addr and redirects <= REDIRECTS_MAX:
+                        hint = redirected.addr
+                        continue
+                except (errors.SkepError, TimeoutError, OSError) as error:
+                    self._ended(addr, error)
+                except Exception as error:
+                    log.exception("session.crashed", manager=addr)
+                    self._ended(addr, error)
+                redirects = 0
+                await asyncio.sleep(self._retry.next_s())
+        finally:
+            self._worker.listen(None)
+
+    def _ended(self, addr: str, error: Exception) -> None:
+        self.error = str(error) or type(error).__name__
+        log.warning("session.ended", manager=addr, error=self.error, kind=type(error).__name__)
+
+    def _next_candidate(self) -> str:
+        if not self._candidates:
+            self._candidates = sorted(self._managers.addresses(), key=lambda _: self._rng.random())
+        return self._candidates.pop() if self._candidates else ""
+
+    async def _one_session(self, addr: str) -> None:
+        if not addr:
+            raise errors.Unavailable("no manager is known to this node")
+        description = self._description or await self._describe_again()
+        if description is None:
+            raise errors.Unavailable("the container runtime does not answer, so this node cannot be described")
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            stream = await self._connect(addr)
+        try:
+            await self._send(stream, pb.AgentMessage(register=pb.Register(description=description)))
+            async with asyncio.timeout(REGISTER_TIMEOUT_S):
+                first = await stream.receive()
+            if first is None:
+                raise errors.Unavailable(f"manager {addr} closed the session")
+            if first.HasField("redirect"):
+                raise _Redirected(first.redirect.addr)
+            if not first.HasField("registered"):
+                raise errors.Unavailable(f"manager {addr} does not speak this protocol")
+            await self._registered(stream, addr, first.registered)
+        finally:
+            self.manager = ""
+            await stream.close()
+
+    async def _registered(self, stream: link.AgentLink, addr: str, registered: pb.Registered) -> None:
+        log.info("session.registered", manager=addr, session=registered.session_id)
+        self.manager, self.error = addr, ""
+        self._retry.reset()
+        self._candidates = []
+        self._sequence = 0
+        self._heartbeat_every(registered.heartbeat_period)
+        self._node_changed(registered.node)
+        # Whatever the managers did not get in the session before, they get now: the latest of every task.
+        self._outbox = self._worker.statuses()
+        if self._outbox:
+            self._outbox_filled.set()
+        server = logs.LogServer(read=self._worker.logs, send=lambda message: self._send(stream, message))
+        try:
+            await race.race(
+                self._receive(stream, server),
+                self._heartbeats(stream),
+                self._statuses(stream),
+                self._descriptions(stream),
+            )
+        finally:
+            await server.close()
+
+    # ---------------------------------------------------------------- in
+
+    async def _receive(self, stream: link.AgentLink, server: logs.LogServer) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(SILENT_PERIODS_MAX * self._period_s):
+                    message = await stream.receive()
+            except TimeoutError:
+                raise errors.Unavailable("the manager has fallen silent") from None
+            if message is None:
+                raise errors.Unavailable("the manager closed the session")
+            await self._take(message, server)
+
+    async def _take(self, message: pb.ManagerMessage, server: logs.LogServer) -> None:
+        match message.WhichOneof("body"):
+            case "heartbeat":
+                self._heartbeat_every(message.heartbeat.heartbeat_period)
+            case "assignments":
+                self._assigned(message.assignments)
+            case "managers":
+                self._managers.replace(message.managers.addrs)
+            case "node":
+                self._node_changed(message.node)
+            case "redirect":
+                raise _Redirected(message.redirect.addr)
+            case "log_request":
+                await server.start(message.log_request)
+            case "log_credit":
+                server.grant(message.log_credit)
+            case "log_cancel":
+                server.cancel(message.log_cancel.id)
+            case _:  # a newer manager says something we do not know yet
+                log.debug("session.message_unknown")
+
+    def _heartbeat_every(self, period_ns: int) -> None:
+        self._period_s = max(stamps.from_nanos(period_ns), PERIOD_MIN_S)
+
+    def _assigned(self, assignments: pb.Assignments) -> None:
+        expected = self._sequence + 1
+        if assignments.sequence != expected or assignments.full != (expected == 1):
+            raise errors.Unavailable(f"assignments {assignments.sequence} came where {expected} was due")
+        self._worker.apply(assignments)
+        self._sequence = expected
+
+    def _node_changed(self, node: pb.Node) -> None:
+        self._worker.set_node(node)
+        if self._on_node is not None:
+            self._on_node(node)
+
+    # ---------------------------------------------------------------- out
+
+    @staticmethod
+    async def _send(stream: link.AgentLink, message: pb.AgentMessage) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await stream.send(message)
+        except TimeoutError:
+            raise errors.Unavailable("the manager does not take messages any more") from None
+
+    async def _heartbeats(self, stream: link.AgentLink) -> None:
+        while True:
+            await self._send(stream, pb.AgentMessage(heartbeat=pb.Heartbeat()))
+            await asyncio.sleep(self._period_s)
+
+    def _status_changed(self, task_id: str, status: pb.TaskStatus) -> None:
+        if self.manager:  # without a session nothing needs to be kept: the next one starts with all of them
+            self._outbox[task_id] = status
+            self._outbox_filled.set()
+
+    async def _statuses(self, stream: link.AgentLink) -> None:
+        while True:
+            await self._outbox_filled.wait()
+            await asyncio.sleep(STATUS_DELAY_S)
+            report = pb.StatusReport()
+            for task_id in list(self._outbox)[:STATUSES_MAX]:
+                report.updates.append(pb.TaskStatusUpdate(task_id=task_id, status=self._outbox.pop(task_id)))
+            if not self._outbox:
+                self._outbox_filled.clear()
+            if report.updates:
+                await self._send(stream, pb.AgentMessage(statuses=report))
+
+    async def _descriptions(self, stream: link.AgentLink) -> None:
+        while True:
+            await asyncio.sleep(DESCRIBE_S)
+            known = self._description
+            fresh = await self._describe_again()
+            if fresh is not None and fresh != known:
+                await self._send(stream, pb.AgentMessage(description=fresh))
+
+    async def _describe_again(self) -> pb.NodeDescription | None:
+        """What this node is now; what it was when the runtime does not answer; None when that was never known."""
+        try:
+            async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                self._description = await self._describe()
+        except (errors.SkepError, TimeoutError, OSError) as error:
+            log.warning("session.runtime_silent", error=str(error) or type(error).__name__)
+        return self._description

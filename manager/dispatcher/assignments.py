@@ -1,0 +1,89 @@
+"""What a node is to run, as messages for its session: the full set first, then differences.
+
+Sans-IO, one `Assigner` per session. It sends what the store says now, so changes that pile up while an agent is slow
+collapse into one. An agent's own statuses are not echoed.
+"""
+
+from collections.abc import Iterable
+
+from manager.store import views, watching
+from skep import pb
+
+TASKS_MAX = 500  # per difference; the full set always travels whole
+
+
+class Assigner:
+    """Remembers what one session has been sent."""
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+        self._sequence = 0
+        self._tasks: dict[str, None] = {}
+        self._revisions: dict[str, None] = {}
+
+    def full(self, view: views.View) -> pb.Assignments:
+        """Everything that is assigned to the node."""
+        message = self._next()
+        message.full = True
+        for task in view.tasks.where("node", self._node_id):
+            if task.status.state >= pb.TASK_STATE_ASSIGNED:
+                self._add(message, task, view)
+        return message
+
+    def difference(self, view: views.View, task_ids: Iterable[str]) -> pb.Assignments | None:
+        """What has become of these tasks; None when it is nothing to the node."""
+        message = self._next()
+        for task_id in task_ids:
+            task = view.tasks.get(task_id)
+            if task is not None and task.node_id == self._node_id and task.status.state >= pb.TASK_STATE_ASSIGNED:
+                self._add(message, task, view)
+            elif task_id in self._tasks:
+                del self._tasks[task_id]
+                message.removed_tasks.append(task_id)
+        if message.tasks or message.removed_tasks:
+            return message
+        self._sequence -= 1
+        return None
+
+    def everything(self, view: views.View) -> list[str]:
+        """IDs of all tasks that may have to be sent or removed, for when changes have been missed."""
+        present = [task.id for task in view.tasks.where("node", self._node_id)]
+        return list(dict.fromkeys([*present, *self._tasks]))
+
+    def _next(self) -> pb.Assignments:
+        self._sequence += 1
+        return pb.Assignments(sequence=self._sequence)
+
+    def _add(self, message: pb.Assignments, task: pb.Task, view: views.View) -> None:
+        message.tasks.append(task)
+        self._tasks[task.id] = None
+        if task.revision_id in self._revisions:
+            return
+        revision = view.revisions.get(task.revision_id)
+        if revision is not None:  # the revision of a task that only waits to be removed may be gone
+            self._revisions[revision.id] = None
+            message.revisions.append(revision)
+
+
+def concerned(change: watching.Change) -> list[str]:
+    """IDs of the nodes that must hear of a change of a task: none for what is an agent's own report."""
+    old = change.old if isinstance(change.old, pb.Task) else None
+    new = change.new if isinstance(change.new, pb.Task) else None
+    if new is None:
+        return [old.node_id] if old is not None and old.node_id else []
+    if new.status.state < pb.TASK_STATE_ASSIGNED or not new.node_id:
+        return []
+    if old is None or old.node_id != new.node_id or old.status.state < pb.TASK_STATE_ASSIGNED:
+        return [new.node_id]
+    if new.status.state == pb.TASK_STATE_ORPHANED and old.status.state != new.status.state:
+        return [new.node_id]
+    return [new.node_id] if _wish(old) != _wish(new) else []
+
+
+def _wish(task: pb.Task) -> pb.Task:
+    """The task without what agents write and what every write changes."""
+    bare = pb.Task()
+    bare.CopyFrom(task)
+    for field in ("status", "version", "updated_at"):
+        bare.ClearField(field)
+    return bare

@@ -1,0 +1,336 @@
+"""The leader's side of all agents' sessions: who is alive, what each is to run, what each reports.
+
+Runs while this manager leads; at other times agents are sent on to the leader. It writes nodes' descriptions and
+states and tasks' observed states, and decides nothing about what should run.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from manager.dispatcher import assignments, liveness, metrics, nodes, orphans, session, statuses
+from manager.store import commit, store, watching
+from skep import clock, errors, ids, link, pb, stamps
+from skep.security import identity
+
+log = structlog.get_logger(__name__)
+
+PERIOD_DEFAULT_S = 5.0
+PERIOD_MIN_S = 0.1  # whatever the cluster's spec says
+JITTER = 0.1  # of the period, both ways
+SILENT_PERIODS = 3  # a node is down after as many periods without a word
+TAKEOVER_UNKNOWN_PERIODS = 1.2  # time to register with a new leader before the node is marked UNKNOWN
+TAKEOVER_DOWN_PERIODS = 6
+REGISTER_TIMEOUT_S = 10.0  # from the opening of the stream to the first message
+STOP_TIMEOUT_S = 2.0  # for agents to take their redirects
+RETRY_S = 0.5
+IDLE_S = 3600.0
+MESSAGES_PER_TURN = 100  # of one agent, before others get their turn
+
+
+class Dispatcher:
+    """Agents' sessions. Needs a running event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: store.Store,
+        committer: commit.Committer,
+        clock: clock.Clock,
+        rng: ids.Rng,
+        leader_addr: Callable[[], str],
+        managers: Callable[[], Sequence[str]],
+        metrics_: metrics.Metrics | None = None,
+    ) -> None:
+        """`leader_addr` gives the leader's cluster address (empty while unknown), `managers` those of all managers."""
+        self._store = store
+        self._rng = rng
+        self._leader_addr = leader_addr
+        self._managers = managers
+        self._metrics = metrics_ or metrics.Metrics()
+        self._nodes = nodes.NodeWriter(target=store, committer=committer)
+        self._statuses = statuses.StatusWriter(target=store, committer=committer, clock=clock, metrics=self._metrics)
+        self._orphans = orphans.Orphans(target=store, committer=committer, clock=clock)
+        self._liveness = liveness.Liveness()
+        self._liveness_moved = asyncio.Event()
+        self._sessions: dict[str, session.Session] = {}  # by node ID
+        self._serving: dict[asyncio.Future[None], None] = {}
+        self._watch: watching.Watch | None = None
+        self._changed = asyncio.Event()
+        self._background: list[asyncio.Task[None]] = []
+
+    @property
+    def leading(self) -> bool:
+        """Whether sessions are served here now."""
+        return self._watch is not None
+
+    def session_of(self, node_id: str) -> session.Session | None:
+        """The node's open session, if it has one."""
+        return self._sessions.get(node_id)
+
+    async def start(self) -> None:
+        """This manager leads from now on, and its store holds everything that was committed before."""
+        if self._watch is not None:
+            return
+        self._watch = self._store.watch({"task", "node"}, self._changed.set)
+        self._liveness = liveness.Liveness()
+        for node in self._store.view().nodes:
+            if node.status.state != pb.NODE_STATE_DOWN:
+                self._expect(node.id)
+        self._statuses.forget()
+        self._background = [
+            asyncio.create_task(self._supervised(name, loop), name=f"dispatcher.{name}")
+            for name, loop in (
+                ("changes", self._follow_changes),
+                ("liveness", self._follow_liveness),
+                ("statuses", self._statuses.run),
+                ("orphans", self._orphans.run),
+            )
+        ]
+        log.info("dispatcher.started")
+
+    async def stop(self) -> None:
+        """This manager does not lead any more: every agent is sent to the leader, if it is known."""
+        if self._watch is None:
+            return
+        self._watch.close()
+        self._watch = None
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self._background = []
+        addr = self._leader_addr()
+        for open_session in self._sessions.values():
+            open_session.end(redirect=addr)
+        serving = list(self._serving)
+        if serving:
+            _, stuck = await asyncio.wait(serving, timeout=STOP_TIMEOUT_S)
+            for each in serving:
+                if each in stuck:
+                    each.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
+        log.info("dispatcher.stopped")
+
+    def managers_changed(self) -> None:
+        """The list of managers has changed: tell all agents."""
+        for open_session in self._sessions.values():
+            open_session.managers_changed()
+
+    # ---------------------------------------------------------------- one session
+
+    async def serve(self, peer: identity.Peer, stream: link.ManagerLink) -> None:
+        """Serves one agent until its session ends, and closes the stream; `peer` is who its certificate says it is."""
+        serving = asyncio.ensure_future(self._serve(peer, stream))
+        self._serving[serving] = None
+        serving.add_done_callback(lambda ended: self._serving.pop(ended, None))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            raise
+
+    async def _serve(self, peer: identity.Peer, stream: link.ManagerLink) -> None:
+        try:
+            opened = await self._open(peer, stream)
+        except asyncio.CancelledError:
+            await stream.close(errors.Unavailable("this manager is shutting down"))
+            raise
+        except errors.SkepError as error:
+            log.warning("session.refused", node=peer.node_id, error=str(error))
+            await stream.close(error)
+            return
+        except TimeoutError:
+            await stream.close(errors.Unavailable("no registration came over the session"))
+            return
+        if opened is None:
+            await stream.close()
+            return
+        self._metrics.sessions.inc()
+        try:
+            await opened.run(self._read(opened, stream))
+        except Exception as error:
+            log.exception("session.crashed", node=peer.node_id, error=type(error).__name__)
+        finally:
+            self._metrics.sessions.dec()
+            if self._sessions.get(peer.node_id) is opened:
+                del self._sessions[peer.node_id]
+            log.info("session.closed", node=peer.node_id, session=opened.id)
+
+    async def _open(self, peer: identity.Peer, stream: link.ManagerLink) -> session.Session | None:
+        """Registers the agent; None when it was sent elsewhere or went away by itself."""
+        if not self.leading:
+            await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
+            return None
+        async with asyncio.timeout(REGISTER_TIMEOUT_S):
+            first = await stream.receive()
+        if first is None:
+            return None
+        if not first.HasField("register"):
+            raise errors.Invalid("the first message of a session must be Register")
+        node = await self._nodes.register(peer.node_id, first.register.description, peer.address)
+        if not self.leading:
+            await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
+            return None
+        opened = session.Session(
+            session_id=ids.new_id(self._rng),
+            node=node,
+            stream=stream,
+            target=self._store,
+            period=self._next_heartbeat_s,
+            managers=self._managers,
+            metrics=self._metrics,
+        )
+        replaced = self._sessions.get(peer.node_id)
+        if replaced is not None:
+            replaced.end(errors.Unavailable(f"node {peer.node_id} has opened another session"))
+        self._sessions[peer.node_id] = opened
+        self._heard(peer.node_id)
+        self._metrics.registrations.inc()
+        log.info("session.opened", node=peer.node_id, session=opened.id, addr=peer.address)
+        return opened
+
+    async def _read(self, opened: session.Session, stream: link.ManagerLink) -> None:
+        taken = 0
+        while True:
+            message = await stream.receive()
+            if message is None:
+                return
+            if self._sessions.get(opened.node_id) is opened:
+                self._heard(opened.node_id)
+            match message.WhichOneof("body"):
+                case "heartbeat":
+                    opened.heartbeat()
+                case "statuses":
+                    self._statuses.offer(opened.node_id, message.statuses)
+                case "log":
+                    opened.take_log(message.log)
+                case "description":
+                    await self._nodes.describe(opened.node_id, message.description)
+                case _:
+                    log.debug("session.message_unknown", node=opened.node_id)
+            taken += 1
+            if taken % MESSAGES_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    # ---------------------------------------------------------------- heartbeats
+
+    def _period_s(self) -> float:
+        try:
+            configured_ns = self._store.view().cluster.spec.dispatcher.heartbeat_period
+        except errors.Unavailable:
+            configured_ns = 0
+        return max(stamps.from_nanos(configured_ns), PERIOD_MIN_S) if configured_ns else PERIOD_DEFAULT_S
+
+    def _next_heartbeat_s(self) -> float:
+        return self._period_s() * self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    def _heard(self, node_id: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self._period_s())
+        self._liveness_moved.set()
+
+    def _expect(self, node_id: str) -> None:
+        now, period_s = asyncio.get_running_loop().time(), self._period_s()
+        self._liveness.expect(
+            node_id,
+            unknown_at=now + TAKEOVER_UNKNOWN_PERIODS * period_s,
+            down_at=now + TAKEOVER_DOWN_PERIODS * period_s,
+        )
+        self._liveness_moved.set()
+
+    async def _follow_liveness(self) -> None:
+        owed: dict[str, liveness.Verdict] = {}  # verdicts that could not be written yet
+        while True:
+            loop = asyncio.get_running_loop()
+            owed |= dict(self._liveness.due(loop.time()))
+            if owed:
+                try:
+                    await self._pronounce(owed)
+                    owed = {}
+                except errors.Unavailable:
+                    await asyncio.sleep(RETRY_S)
+                continue
+            at = self._liveness.next_at()
+            self._liveness_moved.clear()
+            try:
+                async with asyncio.timeout(max(at - loop.time(), 0.0) if at is not None else IDLE_S):
+                    await self._liveness_moved.wait()
+            except TimeoutError:
+                continue
+
+    async def _pronounce(self, verdicts: dict[str, liveness.Verdict]) -> None:
+        """Writes verdicts, unless the node was heard of meanwhile."""
+        changes: dict[str, nodes.Change] = {}
+        for node_id, verdict in verdicts.items():
+            if self._liveness.alive(node_id):
+                continue
+            if verdict is liveness.Verdict.UNKNOWN:
+                changes[node_id] = nodes.unknown
+                continue
+            changes[node_id] = nodes.down(
+                nodes.HEARTBEAT_FAILURE if verdict is liveness.Verdict.DOWN else nodes.NEVER_CAME
+            )
+            log.warning("node.down", node=node_id, reason=verdict.value)
+        if not changes:
+            return
+        await self._nodes.change(changes)
+        for node_id in changes:
+            if verdicts[node_id] is liveness.Verdict.UNKNOWN:
+                continue
+            self._metrics.lost.inc()
+            # One that speaks again registers again, which makes it READY again.
+            silent = self._sessions.get(node_id)
+            if silent is not None:
+                silent.end(errors.Unavailable(f"node {node_id} was silent for too long"))
+
+    # ---------------------------------------------------------------- changes in the store
+
+    async def _follow_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._watch is None:
+                return
+            try:
+                changes = self._watch.take()
+            except watching.Lagged:
+                for open_session in self._sessions.values():
+                    open_session.mark_all()
+                    open_session.node_changed()
+                continue
+            for change in changes:
+                if change.kind == "task":
+                    self._task_changed(change)
+                else:
+                    self._node_changed(change)
+
+    def _task_changed(self, change: watching.Change) -> None:
+        for node_id in assignments.concerned(change):
+            concerned = self._sessions.get(node_id)
+            if concerned is not None:
+                concerned.mark(change.id)
+
+    def _node_changed(self, change: watching.Change) -> None:
+        old = change.old if isinstance(change.old, pb.Node) else None
+        new = change.new if isinstance(change.new, pb.Node) else None
+        concerned = self._sessions.get(change.id)
+        if new is None:
+            self._liveness.drop(change.id)
+            if concerned is not None:
+                concerned.end(errors.Denied(f"node {change.id} was removed from the cluster"))
+            return
+        if old is None and concerned is None:
+            self._expect(change.id)  # it has its certificate and should register now
+        if old is not None and concerned is not None and (old.spec != new.spec or old.role != new.role):
+            concerned.node_changed()
+
+    async def _supervised(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await loop()
+                return
+            except Exception:
+                log.exception("dispatcher.loop_crashed", loop=name)
+                await asyncio.sleep(RETRY_S)
