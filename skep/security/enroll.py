@@ -6,6 +6,8 @@ the token's, and only then does the token leave this machine, over TLS that is v
 
 import asyncio
 import dataclasses
+import os
+import socket
 import ssl
 from collections.abc import Sequence
 
@@ -111,7 +113,7 @@ async def _server_certificate(addr: str) -> bytes:
             raise errors.Unavailable(f"cannot reach {addr}: it did not answer in time") from None
     except OSError as error:
         if leaf is None:
-            raise errors.Unavailable(f"cannot reach {addr}: {error.strerror or error}") from None
+            raise errors.Unavailable(f"cannot reach {addr}: {_reason(error)}") from None
     finally:
         if writer is not None:
             writer.transport.abort()
@@ -184,6 +186,13 @@ def _summary(failures: Sequence[errors.SkepError]) -> errors.SkepError:
         if telling:
             return kind("; ".join(dict.fromkeys(telling)))
     raise errors.Bug("no attempt to join failed, and none succeeded")
+
+
+def _reason(error: OSError) -> str:
+    """The cause in plain words; asyncio's own text repeats the address as a tuple."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno).lower()
 
 
 def _with_port(addr: str) -> str:

@@ -6,7 +6,7 @@ handshake without a restart. A channel is bound to the identity it was made with
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib import parse
 
 import grpc
@@ -86,6 +86,21 @@ def channel(
         root_certificates=identity.root_pem, private_key=identity.key_pem, certificate_chain=identity.cert_pem
     )
     return grpc.aio.secure_channel(addr, credentials, _merged(options, server_name))
+
+
+class Dial(Protocol):
+    """Opens a channel to a cluster port, as `channel` does, with the identity of the moment; the caller closes it."""
+
+    def __call__(self, addr: str, *, server_name: str = identities.MANAGER_NAME) -> grpc.aio.Channel: ...
+
+
+def dialler(current: Current, *, options: Options = ()) -> Dial:
+    """`channel` with the identity that `current` returns at the time of each call."""
+
+    def dial(addr: str, *, server_name: str = identities.MANAGER_NAME) -> grpc.aio.Channel:
+        return channel(current(), addr, options=options, server_name=server_name)
+
+    return dial
 
 
 def unauthenticated_channel(
