@@ -25,14 +25,16 @@ class Group(Protocol):
     async def add_member(self, node_id: str, addr: str) -> None:
         """Makes a node a member, or changes a member's address; returns once that is committed.
 
-        Raises Unavailable when this manager does not lead or another change is under way.
+        Raises FailedPrecondition while another change is under way, Unavailable when the node does not answer or this
+        manager does not lead.
         """
         ...
 
     async def remove_member(self, node_id: str) -> None:
         """Takes a node out of the group; returns once that is committed.
 
-        Raises FailedPrecondition when the group would lose its quorum, Unavailable as above.
+        Raises FailedPrecondition when the group would lose its quorum or another change is under way, Unavailable when
+        this manager does not lead.
         """
         ...
 

@@ -48,6 +48,7 @@ class MembershipServicer(ca_pb2_grpc.MembershipServicer):
         self._group = group
         self._dial = dial
         self._cluster_id = cluster_id
+        self._changing = asyncio.Lock()  # the group takes one change at a time: the others wait here for their turn
 
     @override
     async def JoinRaft(self, request: pb.JoinRaftRequest, context: Context) -> pb.JoinRaftResponse:
@@ -61,9 +62,7 @@ class MembershipServicer(ca_pb2_grpc.MembershipServicer):
             self._check_manager(peer)
             addr = advertised(request.addr, observed=peer.address)
             await self._dial_back(addr, node_id=peer.node_id)
-            if self._group.members().get(peer.node_id) != addr:
-                await self._group.add_member(peer.node_id, addr)
-                log.info("membership.joined", node=peer.node_id, addr=addr)
+            await self._add(peer.node_id, addr)
             await self._change(peer.node_id, lambda node: _set_addr(node, addr))
             return pb.JoinRaftResponse(
                 members=[pb.RaftMember(node_id=node_id, addr=at) for node_id, at in sorted(self._members(peer, addr))]
@@ -80,10 +79,25 @@ class MembershipServicer(ca_pb2_grpc.MembershipServicer):
             if peer.node_id in self._group.members():
                 if peer.node_id == self._group.leader_id:
                     return pb.LeaveClusterResponse(leader_addr=await self._hand_over())
-                await self._group.remove_member(peer.node_id)
+                await self._remove(peer.node_id)
             await self._change(peer.node_id, _set_left)
             log.info("membership.left", node=peer.node_id)
             return pb.LeaveClusterResponse()
+
+    async def _add(self, node_id: str, addr: str) -> None:
+        async with self._changing:
+            if self._group.members().get(node_id) == addr:
+                return
+            try:
+                await self._group.add_member(node_id, addr)
+            except errors.FailedPrecondition as error:
+                raise errors.Unavailable(error.message) from None  # another change is under way: that passes
+            log.info("membership.joined", node=node_id, addr=addr)
+
+    async def _remove(self, node_id: str) -> None:
+        async with self._changing:
+            if node_id in self._group.members():
+                await self._group.remove_member(node_id)
 
     def _members(self, peer: identities.Peer, addr: str) -> list[tuple[str, str]]:
         return list((self._group.members() | {peer.node_id: addr}).items())

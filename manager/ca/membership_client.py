@@ -10,8 +10,9 @@ from skep import errors, pb
 from skep.security import rpc_errors, tls
 from skep.v1 import ca_pb2_grpc
 
-CALL_TIMEOUT_S = 20.0  # dialling back and committing a membership change
-PATIENCE_S = 60.0  # elections and other members' changes pass; this is for all attempts together
+JOIN_TIMEOUT_S = 90.0  # the leader dials back, then lets the newcomer catch up: a minute for a large state
+LEAVE_TIMEOUT_S = 30.0  # a transfer of the lead, or one change of the group
+PATIENCE_S = 120.0  # elections and other members' changes pass; this is for all attempts together
 BACKOFF_S_MIN = 0.2
 BACKOFF_S_MAX = 3.0
 HOPS_MAX = 5  # leaders named by leaders, within one round
@@ -31,7 +32,7 @@ async def join_raft(
 
     async def call(channel: grpc.aio.Channel) -> tuple[str, list[pb.RaftMember]]:
         stub = ca_pb2_grpc.MembershipStub(channel)
-        answer = await stub.JoinRaft(pb.JoinRaftRequest(addr=own_addr), timeout=CALL_TIMEOUT_S)
+        answer = await stub.JoinRaft(pb.JoinRaftRequest(addr=own_addr), timeout=JOIN_TIMEOUT_S)
         return answer.leader_addr, list(answer.members)
 
     return await _ask_leader(dial, addrs, call, patience_s=patience_s)
@@ -46,7 +47,7 @@ async def leave_cluster(dial: tls.Dial, addrs: Sequence[str], *, patience_s: flo
 
     async def call(channel: grpc.aio.Channel) -> tuple[str, None]:
         stub = ca_pb2_grpc.MembershipStub(channel)
-        answer = await stub.LeaveCluster(pb.LeaveClusterRequest(), timeout=CALL_TIMEOUT_S)
+        answer = await stub.LeaveCluster(pb.LeaveClusterRequest(), timeout=LEAVE_TIMEOUT_S)
         return answer.leader_addr, None
 
     await _ask_leader(dial, addrs, call, patience_s=patience_s)

@@ -19,7 +19,6 @@ from skep.v1 import ca_pb2_grpc
 
 T = TypeVar("T")
 TIME = clock.SystemClock()  # TLS itself looks at the machine's clock
-CALL_TIMEOUT_S = 10.0
 
 
 @dataclasses.dataclass
@@ -30,6 +29,7 @@ class Shared:
     leader_id: str
     members: dict[str, str]
     transfers_to: str = ""
+    busy: bool = False  # a change of the members is under way
 
 
 class FakeGroup:
@@ -51,7 +51,14 @@ class FakeGroup:
         return dict(self.shared.members)
 
     async def add_member(self, node_id: str, addr: str) -> None:
-        self.shared.members[node_id] = addr
+        if self.shared.busy:
+            raise errors.FailedPrecondition("another change is under way")
+        self.shared.busy = True
+        try:
+            await asyncio.sleep(0.02)
+            self.shared.members[node_id] = addr
+        finally:
+            self.shared.busy = False
 
     async def remove_member(self, node_id: str) -> None:
         del self.shared.members[node_id]

@@ -1,5 +1,8 @@
 """Coming into the managers' group and leaving the cluster, over real TLS."""
 
+import asyncio
+import contextlib
+
 import pytest
 
 from manager.ca import membership, membership_client
@@ -30,6 +33,29 @@ def test_a_manager_joins_through_a_follower() -> None:
                 )
                 assert again == members
                 assert site.shared.state.index == index  # nothing to change
+
+    harness.run(main)
+
+
+def test_managers_that_join_at_once_all_get_in() -> None:
+    async def main() -> None:
+        async with harness.site() as site, contextlib.AsyncExitStack() as stack:
+            joining = []
+            for _ in range(3):
+                identity = await site.admit(role=pb.NODE_ROLE_MANAGER)
+                newcomer = await stack.enter_async_context(harness.Manager(site.shared, identity).serve())
+                joining.append(
+                    membership_client.join_raft(
+                        dial(identity), [site.leader.cluster_addr], own_addr=newcomer.cluster_addr
+                    )
+                )
+            site.shared.busy = True  # somebody else changes the group meanwhile
+            waiting = [asyncio.ensure_future(each) for each in joining]
+            await asyncio.wait(waiting, timeout=0.1)
+            assert not any(each.done() for each in waiting)
+            site.shared.busy = False
+            await asyncio.gather(*waiting)
+            assert len(site.shared.members) == 4
 
     harness.run(main)
 
