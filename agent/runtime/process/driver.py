@@ -1,0 +1,291 @@
+"""The process runtime: see `shim` for what runs a task, `files` for what is kept of it.
+
+Owns the tasks' directories below its own. Holds nothing in memory that it could not find again there, except health
+verdicts; so an agent that was killed goes on where it was. Never signals a process that is not proven to be ours.
+"""
+
+import asyncio
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+
+from agent.network import ports
+from agent.runtime import base, bell, refuse
+from agent.runtime.process import cgroups, files, health, leftovers, logs, proof, spec, watch
+from skep import clock, errors, ids, pb
+
+log = structlog.get_logger(__name__)
+
+SHIM = pathlib.Path(__file__).with_name("shim.py")
+START_S = 30.0  # for the supervisor to report; it takes 30 ms on an idle machine
+STOP_SLACK_S = 10.0  # on top of the grace period, before the supervisor itself is taken for hung
+REMOVE_S = 10.0  # from SIGUSR1 until the tree must be gone
+LOST_EXIT_CODE = 137  # the supervisor was killed, and its command with it
+LABEL_LIMITS = "io.skep.process.limits"
+
+
+class ProcessRuntime:
+    """Runs tasks as supervised process groups of this machine. Needs no privileges; with root it also limits them."""
+
+    name = "process"
+
+    def __init__(self, *, node_id: str, directory: pathlib.Path, clock: clock.Clock, rng: ids.Rng) -> None:
+        self._node_id = node_id
+        self._root = directory
+        self._clock = clock
+        self._rng = rng
+        self._boot_id = ""
+        self._bell = bell.Bell()
+        self._ports = ports.PortPicker()
+        self._cgroups = cgroups.Cgroups(node_id=node_id)
+        self._watcher = watch.Watcher(self._supervisor_ended)
+        self._checkers: dict[str, health.Checker] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._sweeps: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Finds the tasks of an earlier agent again and watches those that run."""
+        try:
+            self._root.mkdir(mode=files.TRAVERSABLE, parents=True, exist_ok=True)
+            self._boot_id = proof.boot_id()
+        except OSError as error:
+            raise errors.Unavailable(f"the process runtime cannot work in {self._root}: {error}") from error
+        self._cgroups.open()
+        for task_id in await self.list():
+            directory = self._directory(task_id)
+            task = directory.read_task()
+            if task is None:
+                continue
+            if directory.read_exit() is None:
+                self._ports.remember(task_id, task.ports)
+            self._adopt(directory, task)
+        self._bell.ring("")
+
+    async def close(self) -> None:
+        """Lets go of everything; tasks and their supervisors run on."""
+        self._bell.close()
+        self._watcher.close()
+        await asyncio.gather(*(checker.close() for checker in self._checkers.values()))
+        self._checkers.clear()
+        await asyncio.gather(*self._sweeps, return_exceptions=True)
+
+    async def describe(self) -> pb.NodeDescription:
+        """What this machine has; the limits that can be enforced stand in an engine label."""
+        cpus = len(os.sched_getaffinity(0))
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return pb.NodeDescription(
+            platform=pb.Platform(architecture=platform.machine(), os=platform.system().lower()),
+            resources=pb.Resources(nano_cpus=cpus * 1_000_000_000, memory_bytes=memory_bytes),
+            engine=pb.EngineDescription(
+                engine_version=platform.release(),
+                labels={LABEL_LIMITS: self._cgroups.describe()},
+                runtime=self.name,
+            ),
+        )
+
+    async def prepare(self, workload: base.Workload, progress: Callable[[str], None]) -> None:
+        """Writes the task's directory; what cannot be honoured is TaskFatal."""
+        task_id = workload.task.id
+        directory = self._directory(task_id)
+        async with self._lock(task_id):
+            if directory.read_task() is not None:
+                return
+            progress("preparing the task's directory")
+            try:
+                await asyncio.to_thread(directory.write_task, self._plan(workload, directory))
+            except errors.Invalid as error:
+                raise base.TaskFatal(str(error)) from error
+            except errors.Unavailable as error:
+                raise base.TaskTemporary(str(error)) from error
+            except OSError as error:
+                raise base.TaskTemporary(f"preparing {directory.path}: {error}") from error
+
+    def _plan(self, workload: base.Workload, directory: files.TaskDirectory) -> files.Task:
+        task_id = workload.task.id
+        check = health.parse(workload.container.healthcheck)
+        dry = spec.plan(workload, ports=[], work_dir=directory.work, euid=os.geteuid())  # refuse before taking ports
+        published = self._ports.assign(task_id, refuse.host_ports(workload))
+        plan = spec.plan(workload, ports=published, work_dir=directory.work, euid=os.geteuid())
+        directory.create(uid=dry.uid, gid=dry.gid)
+        groups = self._cgroups.create(task_id, workload.spec.task.resources.limits)
+        plan.cgroup_procs.extend(cgroups.procs_files(groups))
+        plan.oom_files.extend(cgroups.oom_files(groups))
+        return files.Task(
+            node_id=self._node_id, task_id=task_id, plan=plan, ports=published, health=check, cgroups=groups
+        )
+
+    async def start(self, workload: base.Workload) -> None:
+        """Starts the supervisor and returns when it has started the command."""
+        task_id = workload.task.id
+        directory = self._directory(task_id)
+        async with self._lock(task_id):
+            if directory.read_run() is None and directory.read_exit() is None:
+                prepared = directory.read_task()
+                if prepared is None:
+                    raise base.TaskTemporary(f"task {task_id} is not prepared")
+                try:
+                    ports.check_free(prepared.ports)
+                except errors.Conflict as error:
+                    raise base.TaskFatal(str(error)) from error
+                await self._launch(directory)
+            task = directory.read_task()
+            if task is not None:
+                self._adopt(directory, task)
+        self._bell.ring(task_id)
+
+    async def _launch(self, directory: files.TaskDirectory) -> None:
+        try:
+            with (directory.path / "shim.err").open("ab") as complaints:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", "-S", "-B", str(SHIM), str(directory.path),
+                    stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=complaints, env={},
+                    start_new_session=True,
+                )  # fmt: skip
+            async with asyncio.timeout(START_S):
+                answer, _ = await process.communicate()
+        except TimeoutError:
+            raise base.TaskTemporary(f"the supervisor did not report within {START_S:g} s") from None
+        except OSError as error:
+            raise base.TaskTemporary(f"starting the supervisor: {error}") from error
+        try:
+            report = json.loads(answer)
+        except ValueError:
+            said = (directory.path / "shim.err").read_text(errors="replace").strip().splitlines()[-1:]
+            raise base.TaskTemporary(f"the supervisor died at its start: {said}") from None
+        if report["error"]:
+            raise (base.TaskFatal if report["fatal"] else base.TaskTemporary)(report["error"])
+
+    async def stop(self, workload: base.Workload) -> None:
+        """Leaves signal and grace period to the supervisor, which also keeps them when the agent dies."""
+        task_id = workload.task.id
+        directory = self._directory(task_id)
+        task = directory.read_task()
+        if task is None:
+            return
+        async with self._lock(task_id):
+            self._watcher.signal(task_id, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(task.plan.stop_grace_s + STOP_SLACK_S):
+                    await self._watcher.wait(task_id)
+            except TimeoutError:
+                log.warning("process.supervisor_hung", task=task_id)
+            await self._end(directory, task)
+
+    async def remove(self, task_id: str) -> None:
+        """Kills what is left and deletes the directory."""
+        directory = self._directory(task_id)
+        async with self._lock(task_id):
+            task = directory.read_task()
+            if task is not None:
+                self._watcher.signal(task_id, signal.SIGUSR1)
+                try:
+                    async with asyncio.timeout(REMOVE_S):
+                        await self._watcher.wait(task_id)
+                except TimeoutError:
+                    log.warning("process.supervisor_hung", task=task_id)
+                await self._end(directory, task)
+                await asyncio.to_thread(self._cgroups.kill_and_remove, task.cgroups)
+            try:
+                await asyncio.to_thread(directory.delete)
+            except OSError as error:
+                raise base.TaskTemporary(f"removing {directory.path}: {error}") from error
+        self._ports.release(task_id)
+        self._locks.pop(task_id, None)
+        self._bell.ring(task_id)
+
+    async def _end(self, directory: files.TaskDirectory, task: files.Task) -> None:
+        """Afterwards nothing of the task runs, whatever became of its supervisor."""
+        self._ports.release(task.task_id)
+        checker = self._checkers.pop(task.task_id, None)
+        if checker is not None:
+            await checker.close()
+        run = directory.read_run()
+        if run is not None and directory.read_exit() is None:
+            await asyncio.to_thread(leftovers.kill, run, task, node_id=self._node_id)
+
+    async def observe(self, task_id: str) -> base.Observation:
+        """Read from the task's directory and /proc each time."""
+        directory = self._directory(task_id)
+        task = directory.read_task()
+        if task is None:
+            return base.ABSENT
+        run = directory.read_run()
+        alive = run is not None and proof.alive(run.shim_pid, start=run.shim_start, boot=run.boot_id)
+        ended = directory.read_exit()  # read after the look at the supervisor: it writes this last
+        seen = base.Observation(
+            base.Phase.CREATED, container_id=task_id, ports=tuple(task.ports), health_checked=task.health is not None
+        )
+        if ended is not None:
+            error = "out of memory" if ended.oom else ended.error
+            return dataclasses.replace(seen, phase=base.Phase.EXITED, exit_code=ended.exit_code, error=error)
+        if run is None:
+            return seen
+        if not alive:
+            lost = "the machine was restarted" if run.boot_id != self._boot_id else "its supervisor was killed"
+            return dataclasses.replace(seen, phase=base.Phase.EXITED, exit_code=LOST_EXIT_CODE, error=lost)
+        checker = self._checkers.get(task_id)
+        verdict = checker.healthy if checker is not None else None
+        return dataclasses.replace(seen, phase=base.Phase.RUNNING, pid=run.pid, healthy=verdict)
+
+    async def list(self) -> list[str]:
+        """Tasks with a directory here."""
+        return sorted(entry.name for entry in self._root.iterdir() if entry.is_dir())
+
+    def events(self) -> AsyncIterator[str]:
+        """See base.Runtime."""
+        return self._bell.listen()
+
+    async def logs(self, task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
+        """See base.Runtime."""
+        directory = self._directory(task_id)
+        if directory.read_task() is None:
+            raise errors.NotFound(f"task {task_id} has no output on this node")
+
+        def ended() -> bool:
+            run = directory.read_run()
+            if directory.read_exit() is not None or directory.read_task() is None:
+                return True
+            return run is not None and not proof.alive(run.shim_pid, start=run.shim_start, boot=run.boot_id)
+
+        async for entry in logs.read(directory.path, options, ended=ended):
+            yield entry
+
+    def _directory(self, task_id: str) -> files.TaskDirectory:
+        if not task_id.isalnum():
+            raise errors.Bug(f"task ID {task_id!r} is no name for a directory")
+        return files.TaskDirectory(self._root, task_id)
+
+    def _lock(self, task_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(task_id, asyncio.Lock())
+
+    def _adopt(self, directory: files.TaskDirectory, task: files.Task) -> None:
+        """Watches a running task and checks its health; sees to what a dead supervisor left."""
+        run = directory.read_run()
+        if run is None or directory.read_exit() is not None:
+            return
+        if not self._watcher.add(task.task_id, run):
+            self._sweep(directory, task)
+            return
+        if task.health is not None and task.task_id not in self._checkers:
+            age_s = max(0.0, self._clock.now() - run.started_at)
+            self._checkers[task.task_id] = health.Checker(task, task.health, age_s=age_s, changed=self._bell.ring)
+
+    def _supervisor_ended(self, task_id: str) -> None:
+        directory = self._directory(task_id)
+        task = directory.read_task()
+        if task is not None:
+            self._sweep(directory, task)
+        self._bell.ring(task_id)
+
+    def _sweep(self, directory: files.TaskDirectory, task: files.Task) -> None:
+        """In the background: no process of an ended task may live on and, say, keep its port."""
+        sweep = asyncio.create_task(self._end(directory, task), name=f"sweep {task.task_id}")
+        self._sweeps.add(sweep)
+        sweep.add_done_callback(self._sweeps.discard)
