@@ -139,4 +139,5 @@ def _answer(issued: authority.Issued, group: groups.Group) -> pb.IssueCertificat
         root_ca_pem=issued.root_pem,
         role=issued.role,
         managers=[addr for _, addr in sorted(group.members().items())],
+        members=[pb.RaftMember(node_id=node_id, addr=addr) for node_id, addr in sorted(group.members().items())],
     )

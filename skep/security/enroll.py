@@ -32,6 +32,7 @@ class Enrolled:
 
     identity: identities.Identity
     managers: tuple[str, ...]  # cluster addresses, host:port
+    members: dict[str, str]  # cluster address by node ID of the managers
 
 
 async def enroll(
@@ -131,7 +132,8 @@ async def _issue(
         with rpc_errors.translated(addr):
             answer = await ca_pb2_grpc.JoinStub(channel).IssueCertificate(request, timeout=CALL_TIMEOUT_S)
     identity = keys.verified(key_pem=key_pem, cert_pem=answer.cert_pem, root_pem=root_pem, now=time.now())
-    return Enrolled(identity=identity, managers=tuple(answer.managers))
+    members = {member.node_id: member.addr for member in answer.members}
+    return Enrolled(identity=identity, managers=tuple(answer.managers), members=members)
 
 
 async def renew(identity: identities.Identity, channel: grpc.aio.Channel, *, time: clock.Clock) -> identities.Identity:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from skep.v1 import types_pb2 as skep_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10skep/v1/ca.proto\x12\x07skep.v1\x1a\x13skep/v1/types.proto\"\x12\n\x10GetRootCARequest\"%\n\x11GetRootCAResponse\x12\x10\n\x08\x63\x65rt_pem\x18\x01 \x01(\x0c\"|\n\x17IssueCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12/\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x19.skep.v1.NodeAvailability\x12\x10\n\x08hostname\x18\x04 \x01(\t\"\x85\x01\n\x18IssueCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x65rt_pem\x18\x02 \x01(\x0c\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\x0c\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.skep.v1.NodeRole\x12\x10\n\x08managers\x18\x05 \x03(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"7\n\x13RenewForNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\"\x1f\n\x0fJoinRaftRequest\x12\x0c\n\x04\x61\x64\x64r\x18\x01 \x01(\t\"M\n\x10JoinRaftResponse\x12\x13\n\x0bleader_addr\x18\x01 \x01(\t\x12$\n\x07members\x18\x02 \x03(\x0b\x32\x13.skep.v1.RaftMember\"+\n\nRaftMember\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x02 \x01(\t\"\x15\n\x13LeaveClusterRequest\"+\n\x14LeaveClusterResponse\x12\x13\n\x0bleader_addr\x18\x01 \x01(\t\"\x9f\x01\n\x0bHttpRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x32\n\x07headers\x18\x03 \x03(\x0b\x32!.skep.v1.HttpRequest.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x99\x01\n\x10HttpResponsePart\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x37\n\x07headers\x18\x02 \x03(\x0b\x32&.skep.v1.HttpResponsePart.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xa3\x01\n\x04Join\x12\x42\n\tGetRootCA\x12\x19.skep.v1.GetRootCARequest\x1a\x1a.skep.v1.GetRootCAResponse\x12W\n\x10IssueCertificate\x12 .skep.v1.IssueCertificateRequest\x1a!.skep.v1.IssueCertificateResponse2\x85\x02\n\x02\x43\x41\x12W\n\x10RenewCertificate\x12 .skep.v1.RenewCertificateRequest\x1a!.skep.v1.IssueCertificateResponse\x12U\n\x0eIssueForJoiner\x12 .skep.v1.IssueCertificateRequest\x1a!.skep.v1.IssueCertificateResponse\x12O\n\x0cRenewForNode\x12\x1c.skep.v1.RenewForNodeRequest\x1a!.skep.v1.IssueCertificateResponse2\x9a\x01\n\nMembership\x12?\n\x08JoinRaft\x12\x18.skep.v1.JoinRaftRequest\x1a\x19.skep.v1.JoinRaftResponse\x12K\n\x0cLeaveCluster\x12\x1c.skep.v1.LeaveClusterRequest\x1a\x1d.skep.v1.LeaveClusterResponse2D\n\x07\x46orward\x12\x39\n\x04Http\x12\x14.skep.v1.HttpRequest\x1a\x19.skep.v1.HttpResponsePart0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10skep/v1/ca.proto\x12\x07skep.v1\x1a\x13skep/v1/types.proto\"\x12\n\x10GetRootCARequest\"%\n\x11GetRootCAResponse\x12\x10\n\x08\x63\x65rt_pem\x18\x01 \x01(\x0c\"|\n\x17IssueCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12/\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x19.skep.v1.NodeAvailability\x12\x10\n\x08hostname\x18\x04 \x01(\t\"\xab\x01\n\x18IssueCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x65rt_pem\x18\x02 \x01(\x0c\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\x0c\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.skep.v1.NodeRole\x12\x10\n\x08managers\x18\x05 \x03(\t\x12$\n\x07members\x18\x06 \x03(\x0b\x32\x13.skep.v1.RaftMember\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"7\n\x13RenewForNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\"\x1f\n\x0fJoinRaftRequest\x12\x0c\n\x04\x61\x64\x64r\x18\x01 \x01(\t\"M\n\x10JoinRaftResponse\x12\x13\n\x0bleader_addr\x18\x01 \x01(\t\x12$\n\x07members\x18\x02 \x03(\x0b\x32\x13.skep.v1.RaftMember\"+\n\nRaftMember\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x02 \x01(\t\"\x15\n\x13LeaveClusterRequest\"+\n\x14LeaveClusterResponse\x12\x13\n\x0bleader_addr\x18\x01 \x01(\t\"\x9f\x01\n\x0bHttpRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x32\n\x07headers\x18\x03 \x03(\x0b\x32!.skep.v1.HttpRequest.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x99\x01\n\x10HttpResponsePart\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x37\n\x07headers\x18\x02 \x03(\x0b\x32&.skep.v1.HttpResponsePart.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xa3\x01\n\x04Join\x12\x42\n\tGetRootCA\x12\x19.skep.v1.GetRootCARequest\x1a\x1a.skep.v1.GetRootCAResponse\x12W\n\x10IssueCertificate\x12 .skep.v1.IssueCertificateRequest\x1a!.skep.v1.IssueCertificateResponse2\x85\x02\n\x02\x43\x41\x12W\n\x10RenewCertificate\x12 .skep.v1.RenewCertificateRequest\x1a!.skep.v1.IssueCertificateResponse\x12U\n\x0eIssueForJoiner\x12 .skep.v1.IssueCertificateRequest\x1a!.skep.v1.IssueCertificateResponse\x12O\n\x0cRenewForNode\x12\x1c.skep.v1.RenewForNodeRequest\x1a!.skep.v1.IssueCertificateResponse2\x9a\x01\n\nMembership\x12?\n\x08JoinRaft\x12\x18.skep.v1.JoinRaftRequest\x1a\x19.skep.v1.JoinRaftResponse\x12K\n\x0cLeaveCluster\x12\x1c.skep.v1.LeaveClusterRequest\x1a\x1d.skep.v1.LeaveClusterResponse2D\n\x07\x46orward\x12\x39\n\x04Http\x12\x14.skep.v1.HttpRequest\x1a\x19.skep.v1.HttpResponsePart0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,35 +43,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUECERTIFICATEREQUEST']._serialized_start=109
   _globals['_ISSUECERTIFICATEREQUEST']._serialized_end=233
   _globals['_ISSUECERTIFICATERESPONSE']._serialized_start=236
-  _globals['_ISSUECERTIFICATERESPONSE']._serialized_end=369
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=371
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=413
-  _globals['_RENEWFORNODEREQUEST']._serialized_start=415
-  _globals['_RENEWFORNODEREQUEST']._serialized_end=470
-  _globals['_JOINRAFTREQUEST']._serialized_start=472
-  _globals['_JOINRAFTREQUEST']._serialized_end=503
-  _globals['_JOINRAFTRESPONSE']._serialized_start=505
-  _globals['_JOINRAFTRESPONSE']._serialized_end=582
-  _globals['_RAFTMEMBER']._serialized_start=584
-  _globals['_RAFTMEMBER']._serialized_end=627
-  _globals['_LEAVECLUSTERREQUEST']._serialized_start=629
-  _globals['_LEAVECLUSTERREQUEST']._serialized_end=650
-  _globals['_LEAVECLUSTERRESPONSE']._serialized_start=652
-  _globals['_LEAVECLUSTERRESPONSE']._serialized_end=695
-  _globals['_HTTPREQUEST']._serialized_start=698
-  _globals['_HTTPREQUEST']._serialized_end=857
-  _globals['_HTTPREQUEST_HEADERSENTRY']._serialized_start=811
-  _globals['_HTTPREQUEST_HEADERSENTRY']._serialized_end=857
-  _globals['_HTTPRESPONSEPART']._serialized_start=860
-  _globals['_HTTPRESPONSEPART']._serialized_end=1013
-  _globals['_HTTPRESPONSEPART_HEADERSENTRY']._serialized_start=811
-  _globals['_HTTPRESPONSEPART_HEADERSENTRY']._serialized_end=857
-  _globals['_JOIN']._serialized_start=1016
-  _globals['_JOIN']._serialized_end=1179
-  _globals['_CA']._serialized_start=1182
-  _globals['_CA']._serialized_end=1443
-  _globals['_MEMBERSHIP']._serialized_start=1446
-  _globals['_MEMBERSHIP']._serialized_end=1600
-  _globals['_FORWARD']._serialized_start=1602
-  _globals['_FORWARD']._serialized_end=1670
+  _globals['_ISSUECERTIFICATERESPONSE']._serialized_end=407
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=409
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=451
+  _globals['_RENEWFORNODEREQUEST']._serialized_start=453
+  _globals['_RENEWFORNODEREQUEST']._serialized_end=508
+  _globals['_JOINRAFTREQUEST']._serialized_start=510
+  _globals['_JOINRAFTREQUEST']._serialized_end=541
+  _globals['_JOINRAFTRESPONSE']._serialized_start=543
+  _globals['_JOINRAFTRESPONSE']._serialized_end=620
+  _globals['_RAFTMEMBER']._serialized_start=622
+  _globals['_RAFTMEMBER']._serialized_end=665
+  _globals['_LEAVECLUSTERREQUEST']._serialized_start=667
+  _globals['_LEAVECLUSTERREQUEST']._serialized_end=688
+  _globals['_LEAVECLUSTERRESPONSE']._serialized_start=690
+  _globals['_LEAVECLUSTERRESPONSE']._serialized_end=733
+  _globals['_HTTPREQUEST']._serialized_start=736
+  _globals['_HTTPREQUEST']._serialized_end=895
+  _globals['_HTTPREQUEST_HEADERSENTRY']._serialized_start=849
+  _globals['_HTTPREQUEST_HEADERSENTRY']._serialized_end=895
+  _globals['_HTTPRESPONSEPART']._serialized_start=898
+  _globals['_HTTPRESPONSEPART']._serialized_end=1051
+  _globals['_HTTPRESPONSEPART_HEADERSENTRY']._serialized_start=849
+  _globals['_HTTPRESPONSEPART_HEADERSENTRY']._serialized_end=895
+  _globals['_JOIN']._serialized_start=1054
+  _globals['_JOIN']._serialized_end=1217
+  _globals['_CA']._serialized_start=1220
+  _globals['_CA']._serialized_end=1481
+  _globals['_MEMBERSHIP']._serialized_start=1484
+  _globals['_MEMBERSHIP']._serialized_end=1638
+  _globals['_FORWARD']._serialized_start=1640
+  _globals['_FORWARD']._serialized_end=1708
 # @@protoc_insertion_point(module_scope)

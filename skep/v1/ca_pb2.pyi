@@ -90,6 +90,7 @@ class IssueCertificateResponse(_message.Message):
     ROOT_CA_PEM_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     MANAGERS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cert_pem: _builtins.bytes
     root_ca_pem: _builtins.bytes
@@ -97,6 +98,10 @@ class IssueCertificateResponse(_message.Message):
     @_builtins.property
     def managers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """cluster addresses, host:port"""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftMember]:
+        """the same with node IDs: whom a new manager lets connect before it has a log"""
 
     def __init__(
         self,
@@ -106,10 +111,11 @@ class IssueCertificateResponse(_message.Message):
         root_ca_pem: _builtins.bytes = ...,
         role: _types_pb2.NodeRole.ValueType = ...,
         managers: _abc.Iterable[_builtins.str] | None = ...,
+        members: _abc.Iterable[Global___RaftMember] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cert_pem", b"cert_pem", "managers", b"managers", "node_id", b"node_id", "role", b"role", "root_ca_pem", b"root_ca_pem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cert_pem", b"cert_pem", "managers", b"managers", "members", b"members", "node_id", b"node_id", "role", b"role", "root_ca_pem", b"root_ca_pem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
