@@ -1,0 +1,39 @@
+"""Names of services and nodes for the shell's completion: quick, and silent when no skepd answers."""
+
+import contextlib
+import os
+from typing import Any
+
+import click
+
+from skep.cli import app
+
+TIMEOUT_S = 0.5  # somebody has pressed Tab and waits
+
+
+def _get(context: click.Context, path: str) -> list[Any]:
+    from skep import client, errors
+
+    host = context.find_root().params.get("host") or os.environ.get(app.HOST_VARIABLE) or app.HOST_DEFAULT
+    with contextlib.suppress(errors.SkepError):
+        found = client.Client(host, patience_s=0.0, timeout_s=TIMEOUT_S).get(path)
+        return found if isinstance(found, list) else []
+    return []
+
+
+def services(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of services that start like that and are not on the line yet."""
+    given = context.params.get(param.name or "") or ()
+    names = [service["Spec"]["Name"] for service in _get(context, "/services")]
+    return [name for name in sorted(names) if name.startswith(incomplete) and name not in given]
+
+
+def scale(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """As `services`, with the equals sign."""
+    return [f"{name}=" for name in services(context, param, incomplete)] if "=" not in incomplete else []
+
+
+def nodes(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Host names of nodes that start like that, and `self`."""
+    names = [node["Description"]["Hostname"] for node in _get(context, "/nodes") if node.get("Description")]
+    return [name for name in [*sorted(names), "self"] if name.startswith(incomplete)]
