@@ -58,11 +58,7 @@ class Worker:
 
     async def open(self) -> None:
         """Takes up the recorded tasks where they were left, and follows the runtime's events."""
-        for known in self._record.tasks():
-            revision = self._revisions.get(known.task.revision_id)
-            self._drive(known.task, revision.spec if revision else pb.ServiceSpec(), known.status)
-        if self._drivers:
-            log.info("worker.resumed", tasks=len(self._drivers))
+        self._resume()
         self._watching = asyncio.create_task(self._watch(), name="worker.events")
 
     async def close(self) -> None:
@@ -77,8 +73,10 @@ class Worker:
     async def remove_all(self) -> None:
         """Stops and removes every task on this node, for leaving the cluster; returns when nothing is left.
 
-        Keeps trying while the runtime does not answer: the caller sets the limit.
+        Works before `open` too. Keeps trying while the runtime does not answer: the caller sets the limit.
         """
+        if self._watching is None:
+            self._resume()  # they are stopped as their specifications say
         for task_id in list(self._drivers):
             self._forget(task_id)
         await self._sweep()
@@ -119,6 +117,13 @@ class Worker:
         return self._runtime.logs(task_id, options)
 
     # ---------------------------------------------------------------- tasks
+
+    def _resume(self) -> None:
+        for known in self._record.tasks():
+            if known.task.id not in self._drivers:
+                revision = self._revisions.get(known.task.revision_id)
+                self._drive(known.task, revision.spec if revision else pb.ServiceSpec(), known.status)
+        log.info("worker.resumed", tasks=len(self._drivers))
 
     def _check(self, assignments: pb.Assignments) -> None:
         known = {*self._revisions, *(revision.id for revision in assignments.revisions)}
@@ -171,7 +176,7 @@ class Worker:
             self._listener(task_id, status)
 
     def _drop_unused_revisions(self) -> None:
-        used = {each.task.revision_id for each in self._drivers.values()}
+        used = {each.task.revision_id for each in self._drivers.values() if not each.forgotten}
         unused = [revision_id for revision_id in self._revisions if revision_id not in used]
         for revision_id in unused:
             del self._revisions[revision_id]

@@ -18,8 +18,8 @@ class Assigner:
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
         self._sequence = 0
-        self._tasks: dict[str, None] = {}
-        self._revisions: dict[str, None] = {}
+        self._tasks: dict[str, str] = {}  # its revision, by task
+        self._revisions: dict[str, int] = {}  # how many of these tasks name it; the agent has exactly these
 
     def full(self, view: views.View) -> pb.Assignments:
         """Everything that is assigned to the node."""
@@ -38,8 +38,9 @@ class Assigner:
             if task is not None and task.node_id == self._node_id and task.status.state >= pb.TASK_STATE_ASSIGNED:
                 self._add(message, task, view)
             elif task_id in self._tasks:
-                del self._tasks[task_id]
+                self._revisions[self._tasks.pop(task_id)] -= 1
                 message.removed_tasks.append(task_id)
+        self._forget_revisions()
         if message.tasks or message.removed_tasks:
             return message
         self._sequence -= 1
@@ -56,13 +57,18 @@ class Assigner:
 
     def _add(self, message: pb.Assignments, task: pb.Task, view: views.View) -> None:
         message.tasks.append(task)
-        self._tasks[task.id] = None
-        if task.revision_id in self._revisions:
+        if task.id in self._tasks:
             return
-        revision = view.revisions.get(task.revision_id)
-        if revision is not None:  # the revision of a task that only waits to be removed may be gone
-            self._revisions[revision.id] = None
-            message.revisions.append(revision)
+        self._tasks[task.id] = task.revision_id
+        if task.revision_id not in self._revisions:
+            revision = view.revisions.get(task.revision_id)
+            if revision is not None:  # the revision of a task that only waits to be removed may be gone
+                message.revisions.append(revision)
+        self._revisions[task.revision_id] = self._revisions.get(task.revision_id, 0) + 1
+
+    def _forget_revisions(self) -> None:
+        for revision_id in [each for each, count in self._revisions.items() if not count]:
+            del self._revisions[revision_id]
 
 
 def concerned(change: watching.Change) -> list[str]:
@@ -81,9 +87,9 @@ def concerned(change: watching.Change) -> list[str]:
 
 
 def _wish(task: pb.Task) -> pb.Task:
-    """The task without what agents write and what every write changes."""
+    """The task without what comes from its agent and what every write changes."""
     bare = pb.Task()
     bare.CopyFrom(task)
-    for field in ("status", "version", "updated_at"):
+    for field in ("status", "version", "updated_at", "running_at"):
         bare.ClearField(field)
     return bare

@@ -110,5 +110,7 @@ class StatusWriter:
             if wanted.status == stored.status:
                 continue  # reported again, as every new session does
             wanted.status.applied_at.CopyFrom(applied_at)
+            if status.state == pb.TASK_STATE_RUNNING and not wanted.HasField("running_at"):
+                wanted.running_at.CopyFrom(applied_at)
             updates.append(ops.update(wanted))
         return updates

@@ -331,7 +331,7 @@ class Assignments(_message.Message):
 
     @_builtins.property
     def revisions(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Revision]:
-        """each sent once a session, before or with the first task that names it"""
+        """Each comes with the first task that names it. Both ends forget it when no assigned task names it after a message."""
 
     @_builtins.property
     def removed_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...

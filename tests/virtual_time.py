@@ -1,0 +1,59 @@
+"""An event loop whose time jumps to the next timer as soon as everything waits: hours of heartbeats in milliseconds.
+
+For code that takes its time from the loop and does no real input or output.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Starts at 0.0 and never waits."""
+
+    def __init__(self) -> None:
+        super().__init__(selectors.SelectSelector())
+        self._now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
+        if not ready:
+            if not scheduled:
+                raise RuntimeError("everything waits, and no timer will ever end it")
+            self._now = max(self._now, scheduled[0].when())
+        super()._run_once()  # type: ignore[misc]
+
+
+class LoopClock:
+    """Wall-clock time that goes with the running loop."""
+
+    def now(self) -> float:
+        return 1_700_000_000.0 + asyncio.get_running_loop().time()
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a test's coroutine in virtual time."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(work())
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 60.0, every_s: float = 0.01) -> None:
+    """Waits until the condition holds; AssertionError when it does not within the deadline."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not condition():
+        assert loop.time() < deadline, "the condition did not come true in time"
+        await asyncio.sleep(every_s)
+
+
+async def holds(condition: Callable[[], bool], *, for_s: float, every_s: float = 0.1) -> None:
+    """Checks that the condition holds all the time."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + for_s
+    while loop.time() < deadline:
+        assert condition(), "the condition ceased to hold"
+        await asyncio.sleep(every_s)
