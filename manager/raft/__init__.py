@@ -1,1 +1,1 @@
-"""Consensus: PySyncObj as the core, with our own log, transport, clock and randomness around it."""
+"""Consensus: PySyncObj as the Raft core, made safe; our durable log, snapshots and transports. Decides nothing."""

@@ -22,23 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from skep.v1 import ca_pb2 as skep_dot_v1_dot_ca__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12skep/v1/raft.proto\x12\x07skep.v1\"9\n\tRaftEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"\xde\x01\n\tRaftFrame\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.skep.v1.RaftFrameKind\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12\x12\n\nprev_index\x18\x04 \x01(\x04\x12\x11\n\tprev_term\x18\x05 \x01(\x04\x12#\n\x07\x65ntries\x18\x06 \x03(\x0b\x32\x12.skep.v1.RaftEntry\x12\r\n\x05round\x18\x07 \x01(\x04\x12\x12\n\nnext_index\x18\x08 \x01(\x04\x12\r\n\x05reset\x18\t \x01(\x08\x12\x0f\n\x07success\x18\n \x01(\x08\"\t\n\x07RaftAck*\xa7\x02\n\rRaftFrameKind\x12\x1f\n\x1bRAFT_FRAME_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16RAFT_FRAME_KIND_APPEND\x10\x01\x12 \n\x1cRAFT_FRAME_KIND_APPEND_REPLY\x10\x02\x12\x18\n\x14RAFT_FRAME_KIND_VOTE\x10\x03\x12\x1e\n\x1aRAFT_FRAME_KIND_VOTE_REPLY\x10\x04\x12\x1b\n\x17RAFT_FRAME_KIND_PREVOTE\x10\x05\x12!\n\x1dRAFT_FRAME_KIND_PREVOTE_REPLY\x10\x06\x12\x1c\n\x18RAFT_FRAME_KIND_SNAPSHOT\x10\x07\x12\x1f\n\x1bRAFT_FRAME_KIND_TIMEOUT_NOW\x10\x08\x32\x38\n\x04Raft\x12\x30\n\x04Link\x12\x12.skep.v1.RaftFrame\x1a\x10.skep.v1.RaftAck(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12skep/v1/raft.proto\x12\x07skep.v1\x1a\x10skep/v1/ca.proto\"9\n\tRaftEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"H\n\x11RaftConfiguration\x12\r\n\x05index\x18\x01 \x01(\x04\x12$\n\x07members\x18\x02 \x03(\x0b\x32\x13.skep.v1.RaftMember\"\xaf\x03\n\tRaftFrame\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.skep.v1.RaftFrameKind\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12\x12\n\nprev_index\x18\x04 \x01(\x04\x12\x11\n\tprev_term\x18\x05 \x01(\x04\x12#\n\x07\x65ntries\x18\x06 \x03(\x0b\x32\x12.skep.v1.RaftEntry\x12\r\n\x05round\x18\x07 \x01(\x04\x12\x12\n\nnext_index\x18\x08 \x01(\x04\x12\r\n\x05reset\x18\t \x01(\x08\x12\x0f\n\x07success\x18\n \x01(\x08\x12\x0e\n\x06\x66orced\x18\x0b \x01(\x08\x12\x14\n\x0c\x63urrent_term\x18\x0c \x01(\x04\x12\x1b\n\x13\x63onfiguration_index\x18\r \x01(\x04\x12\x31\n\rconfiguration\x18\x0e \x01(\x0b\x32\x1a.skep.v1.RaftConfiguration\x12)\n\x05\x62lock\x18\x0f \x01(\x0b\x32\x1a.skep.v1.RaftSnapshotBlock\x12.\n\x0csnapshot_ack\x18\x10 \x01(\x0b\x32\x18.skep.v1.RaftSnapshotAck\"Z\n\x11RaftSnapshotBlock\x12\'\n\x08snapshot\x18\x01 \x01(\x0b\x32\x15.skep.v1.RaftSnapshot\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"0\n\x0fRaftSnapshotAck\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\"N\n\x07RaftAck\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x31\n\rconfiguration\x18\x02 \x01(\x0b\x32\x1a.skep.v1.RaftConfiguration\"~\n\x0cRaftSnapshot\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x31\n\rconfiguration\x18\x03 \x01(\x0b\x32\x1a.skep.v1.RaftConfiguration\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\r\";\n\rRaftHardState\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0c\n\x04vote\x18\x02 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\"*\n\x0bRaftLogHead\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\"\xc1\x01\n\tRaftLogOp\x12!\n\x03put\x18\x01 \x01(\x0b\x32\x12.skep.v1.RaftEntryH\x00\x12\x12\n\x08\x63ut_from\x18\x02 \x01(\x04H\x00\x12&\n\x04hard\x18\x03 \x01(\x0b\x32\x16.skep.v1.RaftHardStateH\x00\x12)\n\x08snapshot\x18\x04 \x01(\x0b\x32\x15.skep.v1.RaftSnapshotH\x00\x12$\n\x04head\x18\x05 \x01(\x0b\x32\x14.skep.v1.RaftLogHeadH\x00\x42\x04\n\x02op\"/\n\x0cRaftLogBatch\x12\x1f\n\x03ops\x18\x01 \x03(\x0b\x32\x12.skep.v1.RaftLogOp*\xca\x02\n\rRaftFrameKind\x12\x1f\n\x1bRAFT_FRAME_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16RAFT_FRAME_KIND_APPEND\x10\x01\x12 \n\x1cRAFT_FRAME_KIND_APPEND_REPLY\x10\x02\x12\x18\n\x14RAFT_FRAME_KIND_VOTE\x10\x03\x12\x1e\n\x1aRAFT_FRAME_KIND_VOTE_REPLY\x10\x04\x12\x1b\n\x17RAFT_FRAME_KIND_PREVOTE\x10\x05\x12!\n\x1dRAFT_FRAME_KIND_PREVOTE_REPLY\x10\x06\x12\x1c\n\x18RAFT_FRAME_KIND_SNAPSHOT\x10\x07\x12\x1f\n\x1bRAFT_FRAME_KIND_TIMEOUT_NOW\x10\x08\x12!\n\x1dRAFT_FRAME_KIND_CONFIGURATION\x10\t28\n\x04Raft\x12\x30\n\x04Link\x12\x12.skep.v1.RaftFrame\x1a\x10.skep.v1.RaftAck(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skep.v1.raft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RAFTFRAMEKIND']._serialized_start=327
-  _globals['_RAFTFRAMEKIND']._serialized_end=622
-  _globals['_RAFTENTRY']._serialized_start=31
-  _globals['_RAFTENTRY']._serialized_end=88
-  _globals['_RAFTFRAME']._serialized_start=91
-  _globals['_RAFTFRAME']._serialized_end=313
-  _globals['_RAFTACK']._serialized_start=315
-  _globals['_RAFTACK']._serialized_end=324
-  _globals['_RAFT']._serialized_start=624
-  _globals['_RAFT']._serialized_end=680
+  _globals['_RAFTFRAMEKIND']._serialized_start=1317
+  _globals['_RAFTFRAMEKIND']._serialized_end=1647
+  _globals['_RAFTENTRY']._serialized_start=49
+  _globals['_RAFTENTRY']._serialized_end=106
+  _globals['_RAFTCONFIGURATION']._serialized_start=108
+  _globals['_RAFTCONFIGURATION']._serialized_end=180
+  _globals['_RAFTFRAME']._serialized_start=183
+  _globals['_RAFTFRAME']._serialized_end=614
+  _globals['_RAFTSNAPSHOTBLOCK']._serialized_start=616
+  _globals['_RAFTSNAPSHOTBLOCK']._serialized_end=706
+  _globals['_RAFTSNAPSHOTACK']._serialized_start=708
+  _globals['_RAFTSNAPSHOTACK']._serialized_end=756
+  _globals['_RAFTACK']._serialized_start=758
+  _globals['_RAFTACK']._serialized_end=836
+  _globals['_RAFTSNAPSHOT']._serialized_start=838
+  _globals['_RAFTSNAPSHOT']._serialized_end=964
+  _globals['_RAFTHARDSTATE']._serialized_start=966
+  _globals['_RAFTHARDSTATE']._serialized_end=1025
+  _globals['_RAFTLOGHEAD']._serialized_start=1027
+  _globals['_RAFTLOGHEAD']._serialized_end=1069
+  _globals['_RAFTLOGOP']._serialized_start=1072
+  _globals['_RAFTLOGOP']._serialized_end=1265
+  _globals['_RAFTLOGBATCH']._serialized_start=1267
+  _globals['_RAFTLOGBATCH']._serialized_end=1314
+  _globals['_RAFT']._serialized_start=1649
+  _globals['_RAFT']._serialized_end=1705
 # @@protoc_insertion_point(module_scope)

@@ -45,7 +45,9 @@ class RaftServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Link(self, request_iterator, context):
-        """One stream a direction: the dialling manager sends, the other only acknowledges receipt of nothing in particular.
+        """One stream a direction. The dialling manager sends frames; the other answers at once whether it takes them, and
+        then says every second that it is still there. Call metadata "skep-to" names the manager that is meant, so that
+        a reused address is noticed. Who dials is read from the certificate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
