@@ -6,6 +6,7 @@ import pathlib
 import signal
 import socket
 import sys
+from typing import Literal
 
 import click
 import structlog
@@ -32,11 +33,11 @@ log = structlog.get_logger(__name__)
 @click.option("--supervised", is_flag=True, help="End when standard input ends: for a parent that may be killed.")
 @click.option("--remove-tasks", is_flag=True, help="Stop and remove every task of this node, then end.")
 @click.version_option(skep.__version__)
-def main(  # noqa: PLR0917 - click passes options by name
+def main(
     state_dir: pathlib.Path,
     socket_path: pathlib.Path,
     name: str,
-    runtime: str,
+    runtime: Literal["auto", "docker", "process", "memory"],
     docker_socket: str,
     labels: tuple[str, ...],
     log_level: str,

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import socket
+from typing import Literal
 
 from skep import errors
 
@@ -21,7 +22,7 @@ class Settings:
     state_dir: pathlib.Path
     socket: pathlib.Path
     name: str  # shown as HOSTNAME
-    runtime: str  # auto, docker, process, memory
+    runtime: Literal["auto", "docker", "process", "memory"]
     docker_socket: str
     labels: dict[str, str]  # engine labels, for placement before any node label is set
 
@@ -52,6 +53,8 @@ class Membership:
 
     listen_addr: str  # host:port that the cluster port binds
     advertise_addr: str  # host:port that others dial
+    # Managers at the time this one joined: address by node ID. They may connect before this one has a log.
+    members: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def save(self, path: pathlib.Path) -> None:
         """Writes atomically."""

@@ -1,0 +1,349 @@
+"""This machine's daemon: joins the parts, and is what http.backend.Machine asks for.
+
+It is in no cluster, a worker, or a manager that is a worker too; `init`, `join` and `leave` move between these, one at
+a time, and a restart finds back by what is on disk.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import prometheus_client
+import structlog
+
+from manager.ca import authority, membership_client
+from manager.http import api, backend, server
+from skep import clock, errors, ids, pb
+from skep.daemon import agent_part, manager_part, settings
+from skep.security import enroll, files, renewal, tls
+from skep.security import identity as identities
+
+log = structlog.get_logger(__name__)
+
+ALREADY = (
+    'This node is already part of a swarm. Use "docker swarm leave" (or skep leave) to leave this swarm and join '
+    "another one."
+)
+NOT_PART = "This node is not part of a swarm"
+LAST_MANAGER = (
+    "You are attempting to leave the swarm on a node that is participating as a manager. The only way to restore a "
+    "swarm that has lost consensus is to reinitialize it. Use `--force` to leave all the same."
+)
+LEAVE_PATIENCE_S = 10.0  # with --force the machine leaves even when no manager answers by then
+
+
+class Daemon:
+    """One machine. Only one `init`, `join` or `leave` runs at a time."""
+
+    def __init__(self, config: settings.Settings) -> None:
+        self._config = config
+        self.clock: clock.Clock = clock.SystemClock()
+        self.rng: ids.Rng = ids.system_rng()
+        self._registry = prometheus_client.CollectorRegistry()
+        self._metrics = manager_part.Metrics(self._registry)
+        self._identity: identities.Identity | None = None
+        self._manager: manager_part.ManagerPart | None = None
+        self._agent: agent_part.AgentPart | None = None
+        self._changing = asyncio.Lock()
+        self._error = ""
+        self._background: dict[asyncio.Task[None], None] = {}
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._front = api.Api(self, registry=self._registry)
+        self._server = server.HttpServer(self._front, config.socket)
+
+    # ---------------------------------------------------------------- life
+
+    async def start(self) -> None:
+        """Goes on where this machine was, and opens the API."""
+        self._prepare_state_dir()
+        try:
+            self._identity = files.load(self._config.identity_dir, now=self.clock.now())
+        except errors.Denied as error:
+            self._error = error.message
+            log.error("daemon.identity_unusable", reason=error.message)
+        if self._identity is not None:
+            await self._resume(settings.Membership.load(self._config.membership_file))
+        await self._server.start()
+        log.info("daemon.started", name=self._config.name, socket=str(self._config.socket), state=self._state())
+
+    async def stop(self) -> None:
+        """Ends the daemon; the tasks of this machine run on."""
+        await self._server.stop()
+        await self._stop_parts()
+
+    async def failed(self) -> None:
+        """Waits until something breaks that the daemon cannot live with; raises it."""
+        await asyncio.shield(self._failure)
+
+    async def remove_tasks(self) -> None:
+        """Stops and removes every task of this node, without talking to anybody."""
+        self._identity = files.load(self._config.identity_dir, now=self.clock.now())
+        if self._identity is None:
+            return
+        agent = self._make_agent(())
+        try:
+            await agent.remove_tasks()
+        finally:
+            await agent.stop()
+
+    def _prepare_state_dir(self) -> None:
+        try:
+            self._config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise errors.FailedPrecondition(
+                f"cannot use the state directory {self._config.state_dir}: {error.strerror}. Run as root, or choose "
+                "another with --state-dir"
+            ) from error
+
+    async def _resume(self, place: settings.Membership) -> None:
+        assert self._identity is not None
+        if self._identity.role == pb.NODE_ROLE_MANAGER:
+            await self._start_manager(place, found=False)
+            if place.members:  # a join that was cut off before this node became a member is carried on with
+                self._spawn(self._finish_joining(list(place.members.values())), name="daemon.joining")
+        await self._start_agent(place)
+
+    async def _finish_joining(self, addrs: Sequence[str]) -> None:
+        manager = self._manager
+        if manager is not None and manager.node_id not in manager.members():
+            await manager.join(addrs)
+
+    # ---------------------------------------------------------------- parts
+
+    def _present_identity(self) -> identities.Identity:
+        if self._identity is None:
+            raise errors.FailedPrecondition(NOT_PART)
+        return self._identity
+
+    def _make_agent(self, seeds: Sequence[str]) -> agent_part.AgentPart:
+        return agent_part.AgentPart(
+            config=self._config, identity=self._present_identity, seeds=seeds, time=self.clock, rng=self.rng
+        )
+
+    async def _start_agent(self, place: settings.Membership, seeds: Sequence[str] = ()) -> None:
+        own = [place.advertise_addr] if self._manager is not None else []
+        agent = self._make_agent([*seeds, *own])
+        try:
+            await agent.start()
+        except BaseException:
+            await agent.stop()
+            raise
+        self._agent = agent
+        self._spawn(self._renew(), name="daemon.renewal")
+
+    async def _start_manager(self, place: settings.Membership, *, found: bool) -> None:
+        manager = manager_part.ManagerPart(
+            config=self._config,
+            place=place,
+            identity=self._present_identity,
+            front=self._front,
+            metrics=self._metrics,
+            time=self.clock,
+            rng=self.rng,
+        )
+        await manager.start(found=found)
+        self._manager = manager
+        self._spawn(self._watch_manager(manager), name="daemon.manager_watch")
+
+    async def _watch_manager(self, manager: manager_part.ManagerPart) -> None:
+        """A manager that was removed goes on as a worker; one that failed ends the process, loudly."""
+        reason = await manager.ended()
+        if "removed" in reason:
+            log.warning("manager.removed", node=manager.node_id)
+            self._manager = None
+            await manager.stop()
+            return
+        log.error("manager.failed", reason=reason)
+        if not self._failure.done():
+            self._failure.set_exception(errors.Bug(reason))
+
+    async def _stop_parts(self) -> None:
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            await agent.stop()
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            await manager.stop()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Runs `work` beside everything else; an error ends it with a line in the log."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except errors.SkepError as error:
+                log.error("daemon.background_failed", name=name, reason=error.message)
+
+        task = asyncio.create_task(guarded(), name=name)
+        self._background[task] = None
+        task.add_done_callback(lambda done: self._background.pop(done, None))
+
+    async def _renew(self) -> None:
+        renewer = renewal.Renewer(
+            current=self._present_identity,
+            save=self._save_identity,
+            managers=self._known_managers,
+            time=self.clock,
+            rng=self.rng,
+        )
+        await renewer.run()
+
+    def _save_identity(self, identity: identities.Identity) -> None:
+        files.save(self._config.identity_dir, identity)
+        self._identity = identity
+
+    def _known_managers(self) -> list[str]:
+        if self._manager is not None:
+            return list(self._manager.members().values())
+        return self._agent.managers if self._agent is not None else []
+
+    # ---------------------------------------------------------------- http.backend.Machine
+
+    @property
+    def manager(self) -> backend.Manager | None:
+        """The manager part, while this machine has one."""
+        return self._manager
+
+    def info(self) -> backend.MachineInfo:
+        """What is known of this machine now."""
+        place = self._place()
+        description = self._agent.description if self._agent is not None else pb.NodeDescription()
+        return backend.MachineInfo(
+            state=self._state(),
+            error=self._error or (self._agent.problem if self._agent is not None else ""),
+            hostname=self._config.name,
+            node_id=self._identity.node_id if self._identity is not None else "",
+            node_addr=settings.split_addr(place.advertise_addr, default_port=0)[0] if place is not None else "",
+            cluster_id=self._identity.cluster_id if self._identity is not None else "",
+            managers=[pb.RaftMember(node_id=node_id, addr=addr) for node_id, addr in self._members().items()],
+            description=description,
+        )
+
+    def _state(self) -> str:
+        if self._error:
+            return "error"
+        if self._agent is not None:
+            return "active"
+        return "inactive" if self._identity is None else "pending"
+
+    def _place(self) -> settings.Membership | None:
+        if self._agent is None:
+            return None
+        return settings.Membership.load(self._config.membership_file)
+
+    def _members(self) -> dict[str, str]:
+        if self._manager is not None:
+            return dict(self._manager.members())
+        return {str(number): addr for number, addr in enumerate(self._known_managers())}
+
+    async def init(self, request: backend.InitRequest) -> str:
+        """Makes a new cluster with this machine as its first manager; returns the node ID."""
+        if request.force_new_cluster:
+            raise errors.Unimplemented("--force-new-cluster is not in this version of skep")
+        async with self._change():
+            place = settings.choose_addresses(listen_addr=request.listen_addr, advertise_addr=request.advertise_addr)
+            founding = authority.found(
+                hostname=self._config.name,
+                addr=place.advertise_addr,
+                now=self.clock.now(),
+                rng=self.rng,
+                spec=request.spec,
+                availability=request.availability,
+            )
+            self._identity = founding.identity
+            await self._start_manager(place, found=True)
+            assert self._manager is not None
+            await self._manager.lead()
+            await self._manager.committer.commit(founding.ops)
+            self._remember(founding.identity, place)
+            await self._start_agent(place)
+        log.info("cluster.founded", cluster=founding.identity.cluster_id, node=founding.identity.node_id)
+        return founding.identity.node_id
+
+    async def join(self, request: backend.JoinRequest) -> None:
+        """Joins a cluster; returns once this machine is a member."""
+        async with self._change():
+            place = settings.choose_addresses(listen_addr=request.listen_addr, advertise_addr=request.advertise_addr)
+            port = settings.CLUSTER_PORT + settings.JOIN_PORT_OFFSET
+            remotes = [
+                settings.join_addr(*settings.split_addr(addr, default_port=port)) for addr in request.remote_addrs
+            ]
+            enrolled = await enroll.enroll(
+                remotes,
+                token=request.token,
+                hostname=self._config.name,
+                time=self.clock,
+                availability=request.availability,
+            )
+            self._identity = enrolled.identity
+            if enrolled.identity.role == pb.NODE_ROLE_MANAGER:
+                place = dataclasses.replace(place, members=enrolled.members)
+                await self._start_manager(place, found=False)
+                assert self._manager is not None
+                await self._manager.join(enrolled.managers)
+            self._remember(enrolled.identity, place)
+            await self._start_agent(place, enrolled.managers)
+        log.info("cluster.joined", cluster=enrolled.identity.cluster_id, node=enrolled.identity.node_id)
+
+    async def leave(self, *, force: bool) -> None:
+        """Leaves the cluster: tasks stop, identity and state are removed."""
+        if self._identity is None and not self._error:
+            raise errors.Unavailable(NOT_PART)
+        if self._manager is not None and not force:
+            raise errors.Unavailable(LAST_MANAGER)
+        async with self._changing:
+            for task in list(self._background):  # above all the one that would see us removed
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
+            if self._identity is not None:
+                await self._say_goodbye(force=force)
+            agent = self._agent
+            if agent is not None:
+                await agent.remove_tasks()
+            await self._forget()
+        log.info("cluster.left")
+
+    async def _say_goodbye(self, *, force: bool) -> None:
+        try:
+            await membership_client.leave_cluster(
+                tls.dialler(self._present_identity), self._known_managers(), patience_s=LEAVE_PATIENCE_S
+            )
+        except errors.SkepError as error:
+            if not force:
+                raise
+            log.warning("cluster.left_without_goodbye", reason=error.message)
+
+    @contextlib.asynccontextmanager
+    async def _change(self) -> Any:
+        """For init and join: refuses a machine that is in a cluster, and undoes everything when it fails."""
+        if self._changing.locked():
+            raise errors.Unavailable("this node is joining or leaving a swarm already: try again in a moment")
+        async with self._changing:
+            if self._identity is not None or self._error:
+                raise errors.Unavailable(ALREADY)
+            try:
+                yield
+            except BaseException:
+                await self._forget()
+                raise
+
+    def _remember(self, identity: identities.Identity, place: settings.Membership) -> None:
+        """From here on a restart finds back. The identity goes last: it is what says that there is a cluster."""
+        place.save(self._config.membership_file)
+        files.save(self._config.identity_dir, identity)
+
+    async def _forget(self) -> None:
+        """Back to a machine in no cluster."""
+        await self._stop_parts()
+        files.remove(self._config.identity_dir)
+        for path in (self._config.raft_dir, self._config.agent_dir):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        self._config.membership_file.unlink(missing_ok=True)
+        self._identity = None
+        self._error = ""

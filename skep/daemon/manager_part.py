@@ -1,0 +1,296 @@
+"""The manager of this machine: store, Raft, certificate authority, dispatcher, leader's loop. Composition only."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+import prometheus_client
+import structlog
+
+from manager import loops
+from manager.ca import authority, membership, membership_client, service
+from manager.dispatcher import dispatcher, logs
+from manager.dispatcher import metrics as dispatcher_metrics
+from manager.dispatcher import service as dispatcher_service
+from manager.http import api, backend, forward
+from manager.raft import config as raft_config
+from manager.raft import disk, grpc_transport, node
+from manager.raft import log as raft_log
+from manager.store import commit, store
+from skep import clock, errors, ids, pb
+from skep.daemon import settings
+from skep.security import identity as identities
+from skep.security import tls
+from skep.v1 import ca_pb2_grpc, dispatcher_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 1.0  # for calls in hand when the servers stop
+LEAD_TIMEOUT_S = 15.0  # for the founder; an election of one takes a second
+LEAD_RETRY_S = 0.2  # before leading again when leading ended although the lead was not lost
+
+
+class Metrics:
+    """One set for the life of the process: a registry takes each name once, leadership comes and goes."""
+
+    def __init__(self, registry: prometheus_client.CollectorRegistry) -> None:
+        self.loop = loops.Metrics(registry)
+        self.dispatcher = dispatcher_metrics.Metrics(registry)
+
+
+class ManagerPart:
+    """Provides what http.backend.Manager asks for, and owns everything behind it."""
+
+    def __init__(
+        self,
+        *,
+        config: settings.Settings,
+        place: settings.Membership,
+        identity: Callable[[], identities.Identity],
+        front: api.Api,
+        metrics: Metrics,
+        time: clock.Clock,
+        rng: ids.Rng,
+    ) -> None:
+        """`identity` gives the present one; `front` answers what other managers forward."""
+        self._config = config
+        self._place = place
+        self._identity = identity
+        self._front = front
+        self._metrics = metrics
+        self._clock = time
+        self._rng = rng
+        self._stack = contextlib.AsyncExitStack()
+        self._leadership = asyncio.Event()
+        self._channels: dict[str, tuple[identities.Identity, grpc.aio.Channel]] = {}
+        self.node_id = identity().node_id
+        self.store = store.Store()
+        self.join_port = settings.split_addr(place.advertise_addr, default_port=0)[1] + settings.JOIN_PORT_OFFSET
+        self.committer: commit.Committer
+        self.logs: backend.LogSource
+        self._dispatcher: dispatcher.Dispatcher | None = None
+
+    # ---------------------------------------------------------------- life
+
+    async def start(self, *, found: bool = False) -> None:
+        """Opens the log and serves the cluster and join ports. `found` makes this node the first member of a new group.
+
+        Raises Unavailable when a port is taken, and what the log says when it is damaged.
+        """
+        own = {self.node_id: self._place.advertise_addr}
+        transport = grpc_transport.GrpcTransport(node_id=self.node_id, dial=self.dial, peer_of=self._peer_of)
+        self._raft = node.RaftNode(
+            node_id=self.node_id,
+            store=self.store,
+            log=raft_log.DurableLog(disk.OsDisk(self._config.raft_dir)),
+            transport=transport,
+            clock=self._clock,
+            rng=self._rng,
+            config=raft_config.RaftConfig(),
+            bootstrap=own if found else None,
+            join=None if found else self._place.members,
+        )
+        self._dispatcher = dispatcher.Dispatcher(
+            store=self.store,
+            committer=self._raft,
+            clock=self._clock,
+            rng=self._rng,
+            leader_addr=self.leader_addr,
+            managers=lambda: sorted(self._raft.members().values()),
+            =self._metrics.dispatcher,
+        )
+        self.committer = self._raft
+        self.logs = logs.Logs(store=self.store, session_of=self._dispatcher.session_of, clock=self._clock)
+        try:
+            await self._serve(transport, self._dispatcher)
+            await self._raft.start()
+            self._stack.push_async_callback(self._raft.stop)
+            self._raft.subscribe(self._leadership.set)
+            following = asyncio.create_task(self._follow_leadership(), name="manager.leadership")
+            self._stack.push_async_callback(_cancelled, following)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        log.info("manager.started", node=self.node_id, addr=self._place.advertise_addr)
+
+    async def stop(self) -> None:
+        """Hands over the lead if it has it, then closes everything."""
+        await self._stack.aclose()
+        for _, channel in self._channels.values():
+            await channel.close()
+
+    async def join(self, addrs: Sequence[str]) -> None:
+        """Becomes a member of the group that the managers at `addrs` (cluster addresses) form. Safe to repeat."""
+        await membership_client.join_raft(self.dial, addrs, own_addr=self._place.advertise_addr)
+
+    async def lead(self) -> None:
+        """Returns once this manager leads; for the founder of a cluster. Raises Unavailable when it does not."""
+        if not await self._raft.until(lambda: self._raft.is_leader, timeout_s=LEAD_TIMEOUT_S):
+            raise errors.Unavailable("the new cluster's only manager did not become its leader; its log says why")
+
+    async def ended(self) -> str:
+        """Waits for something that ends this manager part for good; returns why, in words."""
+        failed = asyncio.ensure_future(asyncio.shield(self._raft.failure))
+        try:
+            while not self._raft.removed:
+                changed = asyncio.ensure_future(self._membership_changed())
+                either: list[asyncio.Future[Any]] = [failed, changed]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                if failed.done():
+                    return f"the manager part failed: {failed.result()}"
+        finally:
+            failed.cancel()
+        return "this manager was removed from the cluster"
+
+    async def _membership_changed(self) -> None:
+        event = asyncio.Event()
+        unsubscribe = self._raft.subscribe(event.set)
+        try:
+            await event.wait()
+        finally:
+            unsubscribe()
+
+    # ---------------------------------------------------------------- http.backend.Manager
+
+    @property
+    def leader_id(self) -> str:
+        """Node ID of the leader; empty while none is known."""
+        return self._raft.leader_id
+
+    def leader_addr(self) -> str:
+        """Cluster address of the leader; empty while none is known."""
+        return self._raft.members().get(self._raft.leader_id, "")
+
+    def members(self) -> Mapping[str, str]:
+        """Cluster address by node ID of the Raft group."""
+        return self._raft.members()
+
+    def reachability(self) -> dict[str, pb.ManagerStatus]:
+        """Leadership, reachability and address of every Raft member, by node ID."""
+        reachable = self._raft.reachable()
+        return {
+            node_id: pb.ManagerStatus(
+                leader=node_id == self._raft.leader_id,
+                reachability=pb.REACHABILITY_REACHABLE if reachable.get(node_id) else pb.REACHABILITY_UNREACHABLE,
+                addr=addr,
+            )
+            for node_id, addr in self._raft.members().items()
+        }
+
+    async def forward(self, request: pb.HttpRequest) -> AsyncIterator[pb.HttpResponsePart]:
+        """Has the leader answer a request. Raises Unavailable when there is none or it does not answer."""
+        addr = self.leader_addr()
+        if not addr:
+            raise errors.Unavailable(api.NO_LEADER)
+        async for part in forward.forward(self._channel(addr), request, target=f"the leader at {addr}"):
+            yield part
+
+    def _channel(self, addr: str) -> grpc.aio.Channel:
+        """A channel that is kept for the next request, renewed with the identity."""
+        identity = self._identity()
+        kept = self._channels.get(addr)
+        if kept is None or kept[0] is not identity:
+            kept = self._channels[addr] = (identity, self.dial(addr))
+        return kept[1]
+
+    # ---------------------------------------------------------------- ports
+
+    def dial(
+        self, addr: str, *, options: tls.Options = (), server_name: str = identities.MANAGER_NAME
+    ) -> grpc.aio.Channel:
+        """A channel to another manager's cluster port, as this node."""
+        return tls.channel(self._identity(), addr, options=options, server_name=server_name)
+
+    def _peer_of(self, context: Any) -> identities.Peer:
+        return tls.peer_of(context, cluster_id=self._identity().cluster_id)
+
+    async def _serve(self, transport: grpc_transport.GrpcTransport, sessions: dispatcher.Dispatcher) -> None:
+        cluster_id = self._identity().cluster_id
+        ca = authority.Authority(state=self.store, committer=self._raft, time=self._clock, rng=self._rng)
+        cluster = grpc.aio.server(options=list(tls.SERVER_OPTIONS))
+        transport.register(cluster)
+        dispatcher_pb2_grpc.add_DispatcherServicer_to_server(
+            dispatcher_service.DispatcherServicer(sessions, peer_of=self._peer_of), cluster
+        )
+        ca_pb2_grpc.add_CAServicer_to_server(
+            service.CAServicer(ca=ca, group=self._raft, dial=self.dial, cluster_id=cluster_id), cluster
+        )
+        ca_pb2_grpc.add_MembershipServicer_to_server(
+            membership.MembershipServicer(
+                state=self.store, committer=self._raft, group=self._raft, dial=self.dial, cluster_id=cluster_id
+            ),
+            cluster,
+        )
+        ca_pb2_grpc.add_ForwardServicer_to_server(forward.ForwardServicer(self._front, peer_of=self._peer_of), cluster)
+        joining = grpc.aio.server(options=list(tls.SERVER_OPTIONS))
+        ca_pb2_grpc.add_JoinServicer_to_server(service.JoinServicer(ca=ca, group=self._raft, dial=self.dial), joining)
+        host, port = settings.split_addr(self._place.listen_addr, default_port=settings.CLUSTER_PORT)
+        await self._listen(cluster, settings.join_addr(host, port), tls.server_credentials(self._identity))
+        await self._listen(
+            joining,
+            settings.join_addr(host, port + settings.JOIN_PORT_OFFSET),
+            tls.join_server_credentials(self._identity),
+        )
+
+    async def _listen(self, server: grpc.aio.Server, addr: str, credentials: grpc.ServerCredentials) -> None:
+        try:
+            server.add_secure_port(addr, credentials)
+        except RuntimeError as error:
+            raise errors.Unavailable(
+                f"cannot listen on {addr}: is it taken by another process? Choose another with --listen-addr"
+            ) from error
+        await server.start()
+        self._stack.push_async_callback(server.stop, STOP_GRACE_S)
+
+    # ---------------------------------------------------------------- leading
+
+    async def _follow_leadership(self) -> None:
+        """Dispatcher and deciders run exactly while this manager leads."""
+        while True:
+            self._leadership.clear()
+            if self._raft.is_leader:
+                await self._while_leading()
+            else:
+                await self._leadership.wait()
+
+    async def _while_leading(self) -> None:
+        assert self._dispatcher is not None
+        log.info("manager.leading", term=self._raft.term)
+        deciding = asyncio.create_task(self._decide(), name="manager.deciders")
+        try:
+            await self._dispatcher.start()
+            while self._raft.is_leader:
+                self._leadership.clear()
+                waiting = asyncio.ensure_future(self._leadership.wait())
+                await asyncio.wait({deciding, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+                if deciding.done():
+                    await asyncio.sleep(LEAD_RETRY_S)
+                    deciding = asyncio.create_task(self._decide(), name="manager.deciders")
+        finally:
+            await _cancelled(deciding)
+            await self._dispatcher.stop()
+            log.info("manager.following", term=self._raft.term, leader=self._raft.leader_id)
+
+    async def _decide(self) -> None:
+        loop = loops.LeaderLoop(
+            store=self.store,
+            committer=self._raft,
+            deciders=loops.default_deciders(),
+            clock=self._clock,
+            rng=self._rng,
+            metrics=self._metrics.loop,
+        )
+        try:
+            await loop.run()
+        except errors.Unavailable as error:
+            log.info("manager.deciders_stopped", reason=error.message)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
