@@ -67,7 +67,7 @@ class _Seat:
     due: float | None = None  # everything again, epoch seconds
     chunk: int = OPS_MAX
     retry_at: float = 0.0  # loop time before which it rests
-    retry_s: float = RETRY_S
+    retry_s: float = RETRY_S  # the next such rest
     logged_at: float | None = None  # loop time
 
     def mark(self, key: str) -> None:
@@ -146,7 +146,7 @@ class LeaderLoop:
     ) -> None:
         self._store = store
         self._committer = committer
-        self._seats = [_Seat(decider) for decider in deciders]
+        self._seats = [_Seat(decider, retry_s=RETRY_S) for decider in deciders]
         self._clock = clock
         self._rng = rng
         # Without metrics given, they are counted where nobody looks.
@@ -248,7 +248,7 @@ class LeaderLoop:
         """One decider's exception is its own: it rests, then decides everything again; the others go on."""
         try:
             yield
-        except Exception as error:  # whatever it is, the other deciders must run
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other deciders must run
             self._failed(seat, error)
 
     def _failed(self, seat: _Seat, error: Exception) -> None:

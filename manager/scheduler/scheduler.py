@@ -79,6 +79,8 @@ def _decide_groups(ledger: nodes.Ledger, groups: dict[nodes.Kind, list[pb.Task]]
     for kind, tasks in groups.items():
         need = ledger.need_of(kind[1])
         signature = (need, kind[0] if need.max_replicas else "")
+        # A successor goes before an addition: updates wait for it, and what it replaces was running.
+        tasks.sort(key=lambda task: not task.replaces)
         chosen = [] if signature in hopeless else placing.Group(ledger, kind).place(len(tasks))
         for task, load in zip(tasks, chosen, strict=False):
             writer.assign(task, load, "scheduler assigned task to node")
