@@ -7,7 +7,6 @@ states and tasks' observed states, and decides nothing about what should run.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import prometheus_client
 import structlog
 
 from manager.dispatcher import assignments, liveness, metrics, nodes, orphans, session, statuses
@@ -42,14 +41,14 @@ class Dispatcher:
         rng: ids.Rng,
         leader_addr: Callable[[], str],
         managers: Callable[[], Sequence[str]],
-        registry: prometheus_client.CollectorRegistry | None = None,
+        counters: metrics.Metrics | None = None,
     ) -> None:
         """`leader_addr` gives the leader's cluster address (empty while unknown), `managers` those of all managers."""
         self._store = store
         self._rng = rng
         self._leader_addr = leader_addr
         self._managers = managers
-        self._metrics = metrics.Metrics(registry)
+        self._metrics = counters or metrics.Metrics()
         self._nodes = nodes.NodeWriter(target=store, committer=committer)
         self._statuses = statuses.StatusWriter(target=store, committer=committer, clock=clock, metrics=self._metrics)
         self._orphans = orphans.Orphans(target=store, committer=committer, clock=clock)

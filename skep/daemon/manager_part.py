@@ -100,7 +100,7 @@ class ManagerPart:
             rng=self._rng,
             leader_addr=self.leader_addr,
             managers=lambda: sorted(self._raft.members().values()),
-            =self._metrics.dispatcher,
+            counters=self._metrics.dispatcher,
         )
         self.committer = self._raft
         self.logs = logs.Logs(store=self.store, session_of=self._dispatcher.session_of, clock=self._clock)
