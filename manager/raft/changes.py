@@ -11,12 +11,7 @@ BEHIND_ENTRIES_MAX = 100  # a newcomer that lacks no more than this gets its vot
 
 
 class Driver(Protocol):
-    """What is needed of the node."""
-
-    node_id: str
-
-    @property
-    def is_leader(self) -> bool: ...
+    """What is needed of the driver."""
 
     async def until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool: ...
 
@@ -129,5 +124,5 @@ class Changes:
             raise errors.Unavailable("this manager stopped leading; whether the managers were changed is unknown")
 
     def _check_leading(self) -> None:
-        if not self._driver.is_leader:
+        if not self._core.in_charge:
             raise errors.Unavailable("this manager stopped leading; ask the new leader")

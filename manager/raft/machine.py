@@ -16,13 +16,13 @@ class StoreMachine:
         target: store.Store,
         backend: log.Log,
         worker: offload.Offload,
-        finished: Callable[["asyncio.Task[snapshot.Snapshot]"], None],
     ) -> None:
-        """`finished` is called with the task of a snapshot that was stored, or could not be."""
         self._store = target
         self._log = backend
         self._worker = worker
-        self._finished = finished
+        self.finished: Callable[[asyncio.Task[snapshot.Snapshot]], None] = lambda _: (
+            None
+        )  # a snapshot was stored, or not
         self._running: asyncio.Task[snapshot.Snapshot] | None = None
 
     def apply(self, index: int, body: bytes) -> tuple[int, Sequence[errors.SkepError | None]]:
@@ -49,7 +49,7 @@ class StoreMachine:
             return self._log.save_snapshot(wanted, snapshot.reblock(snapshot.encode(frozen.records())))
 
         self._running = asyncio.get_running_loop().create_task(self._worker.run(offload.SNAPSHOT, save))
-        self._running.add_done_callback(self._finished)
+        self._running.add_done_callback(self.finished)
 
     async def stop(self) -> None:
         """Waits for a snapshot in the making, or gives it up."""

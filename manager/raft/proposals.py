@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from manager.raft import config
+from manager.store import commit
 from skep import errors, pb
 
 
@@ -28,11 +29,11 @@ def settle(waiting: Sequence[Waiting], index: int, refusals: Sequence[errors.Ske
             each.future.set_exception(refusal)
 
 
-def fail(waiting: Sequence[Waiting], message: str) -> None:
-    """Tells every caller that this manager cannot answer."""
+def fail(waiting: Sequence[Waiting], error: errors.SkepError) -> None:
+    """Tells every caller the same."""
     for each in waiting:
         if not each.future.done():
-            each.future.set_exception(errors.Unavailable(message))
+            each.future.set_exception(type(error)(error.message))
 
 
 class Proposals:
@@ -47,7 +48,7 @@ class Proposals:
         return len(self._queue)
 
     def add(self, encoded: bytes) -> "asyncio.Future[int]":
-        """Raises Invalid when the transaction is too large, Unavailable when too much is waiting already."""
+        """Raises Invalid when the transaction is too large, NotProposed when too much is waiting already."""
         if len(encoded) > config.TRANSACTION_BYTES_MAX:
             raise errors.Invalid(
                 f"the change takes {len(encoded)} bytes and may take {config.TRANSACTION_BYTES_MAX}: "
@@ -56,7 +57,7 @@ class Proposals:
         too_large = self._size_bytes + len(encoded) > config.WAITING_BYTES_MAX
         if too_large or len(self._queue) >= config.WAITING_TRANSACTIONS_MAX:
             self.rejected += 1
-            raise errors.Unavailable("too many changes are waiting to be committed; try again later")
+            raise commit.NotProposed("too many changes are waiting to be committed; try again later")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(encoded, future))
         self._size_bytes += len(encoded)
@@ -84,4 +85,4 @@ class Proposals:
         """Nothing that waits will get into the log."""
         waiting, self._queue = list(self._queue), collections.deque()
         self._size_bytes = 0
-        fail(waiting, message)
+        fail(waiting, commit.NotProposed(message))

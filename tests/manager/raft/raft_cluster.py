@@ -172,6 +172,11 @@ async def eventually(condition: Callable[[], bool], *, within_s: float = 15.0) -
             await asyncio.sleep(0.01)
 
 
+def holds(manager: Manager, name: str) -> bool:
+    """Whether a manager's store has the config `name`."""
+    return manager.store.view().configs.get(name) is not None
+
+
 @contextlib.asynccontextmanager
 async def running(root: pathlib.Path, count: int, *, times: config.RaftConfig = FAST) -> AsyncIterator[Cluster]:
     """A cluster that is stopped in the end."""
