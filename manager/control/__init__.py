@@ -1,1 +1,1 @@
-"""Users' intentions: validation, then a store transaction."""
+"""Users' intentions: validated, then one transaction on the store. Decides nothing about tasks."""

@@ -1,1 +1,1 @@
-"""The Docker-compatible HTTP API. The only place of the manager that imports aiohttp."""
+"""The API for users: Docker's, and skep's own words beside it. The only package of the managers that speaks HTTP."""

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from manager.store import store
-from skep import clock, pb, stamps
+from skep import clock, errors, pb, stamps
+
+
+class NotProposed(errors.Unavailable):
+    """A commit that was refused before it entered the log (no lead, queue full): certainly not made, safe to repeat."""
 
 
 class Committer(Protocol):
@@ -20,7 +24,8 @@ class Committer(Protocol):
 
         Raises Conflict (or AlreadyExists) when an object moved, Invalid when the transaction is too large, and
         Unavailable when this manager does not lead, lost its lead, or has too much waiting. After Unavailable the
-        outcome can be unknown: decide again from the store.
+        outcome can be unknown: decide again from the store. NotProposed, a kind of Unavailable, says that nothing was
+        done.
         """
         ...
 

@@ -1,0 +1,47 @@
+"""From what a user typed to the one object meant: full ID, then full name, then the beginning of an ID. Pure."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from manager.store import tables, views
+from skep import errors, pb
+
+R = TypeVar("R", bound=tables.Row)
+
+
+def service(view: views.View, reference: str) -> pb.Service:
+    """Raises NotFound, or Invalid when several services are meant."""
+    named = view.services.where("name", reference.lower())
+    return _one(view.services, reference, named, "service")
+
+
+def node(view: views.View, reference: str) -> pb.Node:
+    """Nodes are named by their specification or, without a name there, by their hostname."""
+    named = [row for row in view.nodes if reference in (row.spec.name, row.description.hostname)]
+    return _one(view.nodes, reference, named, "node")
+
+
+def task(view: views.View, reference: str) -> pb.Task:
+    """Tasks are named service.slot.id."""
+    exact = view.tasks.get(reference.rpartition(".")[2])
+    named = [exact] if exact is not None and task_name(exact) == reference else []
+    return _one(view.tasks, reference, named, "task")
+
+
+def task_name(row: pb.Task) -> str:
+    """The task's name as users see it."""
+    return f"{row.service_name}.{row.slot or row.node_id}.{row.id}"
+
+
+def _one(table: views.TableView[R], reference: str, named: Iterable[R], kind: str) -> R:
+    exact = table.get(reference) if reference else None
+    if exact is not None:
+        return exact
+    found = list(named) if reference else []
+    if not found and reference:
+        found = [row for row in table if row.id.startswith(reference)]
+    if not found:
+        raise errors.NotFound(f"{kind} {reference} not found")
+    if len(found) > 1:
+        raise errors.Invalid(f"{kind} {reference} is ambiguous ({len(found)} matches found)")
+    return found[0]

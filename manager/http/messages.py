@@ -1,0 +1,141 @@
+"""Requests, responses, and what one call to a handler carries. Knows no web framework."""
+
+import dataclasses
+import json
+import urllib.parse
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import prometheus_client
+
+from manager.control import control
+from manager.http import backend
+from skep import errors
+
+API_VERSION = (1, 41)  # the smallest that all of Docker's present clients accept
+API_VERSION_MIN = (1, 24)
+BODY_BYTES_MAX = 4 * 1024 * 1024  # the largest thing anybody sends is a stack's config of 1000 KiB in base64
+NO_SWARM = (
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm '
+    "and try again."
+)
+WORKER = (
+    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this "
+    "command on a manager node or promote the current node to a manager."
+)
+PREPARING = "This node is not a swarm manager. Manager is being prepared or has trouble connecting to the cluster."
+_FALSE = ("", "0", "no", "false", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """An HTTP request as it arrived. Header names are in lower case."""
+
+    method: str
+    target: str  # path and query
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)  # may hold passwords
+    body: bytes = dataclasses.field(default=b"", repr=False)
+    forwarded: bool = False  # another manager has sent it on already: never send it further
+
+
+@dataclasses.dataclass
+class Response:
+    """An answer: either a whole body or a stream of pieces. Whoever takes a stream closes it."""
+
+    status: int = 200
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    body: bytes = b""
+    stream: AsyncGenerator[bytes, None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What handlers work on."""
+
+    machine: backend.Machine
+    registry: prometheus_client.CollectorRegistry
+
+    @property
+    def manager(self) -> backend.Manager:
+        """The manager part of this machine. Raises Unavailable in Docker's words when it has none."""
+        manager = self.machine.manager
+        if manager is None:
+            raise errors.Unavailable(self._why_no_manager())
+        return manager
+
+    @property
+    def control(self) -> control.Control:
+        """Writes to the cluster's state."""
+        manager = self.manager
+        return control.Control(
+            state=manager.store, committer=manager.committer, time=self.machine.clock, rng=self.machine.rng
+        )
+
+    def _why_no_manager(self) -> str:
+        info = self.machine.info()
+        if info.state == "active":
+            return WORKER
+        return PREPARING if info.state == "pending" else NO_SWARM
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One request on its way into a handler."""
+
+    context: Context
+    request: Request
+    params: Mapping[str, str]  # from the path
+    query: Mapping[str, list[str]]
+
+    def text(self, name: str) -> str:
+        """A query parameter; empty when it was not given."""
+        return self.query.get(name, [""])[0]
+
+    def flag(self, name: str) -> bool:
+        """A boolean query parameter as Go's and Python's clients write them: 1, true, True."""
+        return self.text(name).strip().lower() not in _FALSE
+
+    def version(self, kind: str) -> int:
+        """The object version that an update is based on. Raises Invalid without one."""
+        text = self.text("version")
+        if not (text.isascii() and text.isdigit() and int(text) < 2**64):
+            raise errors.Invalid(f"invalid {kind} version '{text}': it must be the Version.Index that was read")
+        return int(text)
+
+    def json(self) -> Any:
+        """The decoded body; None when it is empty. Raises Invalid for anything but JSON."""
+        body = self.request.body
+        if not body.strip():
+            return None
+        kind = self.request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise errors.Invalid(f"unsupported Content-Type header ({kind}): must be 'application/json'")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as problem:
+            raise errors.Invalid(f"invalid JSON: {problem}") from None
+
+
+def json_response(value: Any, *, status: int = 200) -> Response:
+    """JSON without a charset in its type: with one, Docker's command prints the raw body of an error."""
+    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return Response(status=status, headers={"Content-Type": "application/json"}, body=body)
+
+
+def empty_response(*, status: int = 200) -> Response:
+    """Nothing but a status."""
+    return Response(status=status)
+
+
+def error_response(status: int, message: str) -> Response:
+    """An error in Docker's form."""
+    return json_response({"message": message}, status=status)
+
+
+def split_target(target: str) -> tuple[str, dict[str, list[str]]]:
+    """(path still percent-encoded, query). Raises Invalid for a query that is not one."""
+    path, _, query = target.partition("?")
+    try:
+        return path, urllib.parse.parse_qs(query, keep_blank_values=True, max_num_fields=100)
+    except ValueError as problem:
+        raise errors.Invalid(f"invalid query: {problem}") from None
