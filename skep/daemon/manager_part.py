@@ -128,15 +128,21 @@ class ManagerPart:
 
     async def lead(self) -> None:
         """Returns once this manager leads; for the founder of a cluster. Raises Unavailable when it does not."""
-        if not await self._raft.until(lambda: self._raft.is_leader, timeout_s=LEAD_TIMEOUT_S):
-            raise errors.Unavailable("the new cluster's only manager did not become its leader; its log says why")
+        try:
+            async with asyncio.timeout(LEAD_TIMEOUT_S):
+                while not self._raft.is_leader:
+                    await self._raft_changed()
+        except TimeoutError:
+            raise errors.Unavailable(
+                "the new cluster's only manager did not become its leader; its log says why"
+            ) from None
 
     async def ended(self) -> str:
         """Waits for something that ends this manager part for good; returns why, in words."""
         failed = asyncio.ensure_future(asyncio.shield(self._raft.failure))
         try:
             while not self._raft.removed:
-                changed = asyncio.ensure_future(self._membership_changed())
+                changed = asyncio.ensure_future(self._raft_changed())
                 either: list[asyncio.Future[Any]] = [failed, changed]
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
@@ -146,7 +152,7 @@ class ManagerPart:
             failed.cancel()
         return "this manager was removed from the cluster"
 
-    async def _membership_changed(self) -> None:
+    async def _raft_changed(self) -> None:
         event = asyncio.Event()
         unsubscribe = self._raft.subscribe(event.set)
         try:
