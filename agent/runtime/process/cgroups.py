@@ -4,6 +4,7 @@ Owns `skep/NODE/TASK` below the mounted hierarchies. Best effort: without root t
 so in its labels. Must never touch a group outside of its own directory.
 """
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -91,6 +92,14 @@ class Cgroups:
             (directory / "cgroup.subtree_control").write_text(wish)
         return Hierarchy(tree.root, 2, controllers)
 
+    def close(self) -> None:
+        """Removes the node's own directories if no task is in them."""
+        for tree in self._trees:
+            with contextlib.suppress(OSError):
+                (tree.root / "skep" / self._node_id).rmdir()
+                (tree.root / "skep").rmdir()
+        self._trees = []
+
     def describe(self) -> str:
         """What can be limited, for the node's labels."""
         names = sorted(name for tree in self._trees for name in tree.controllers)
@@ -101,7 +110,7 @@ class Cgroups:
         made: list[str] = []
         for tree in self._trees:
             path = tree.root / "skep" / self._node_id / task_id
-            path.mkdir(exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)  # parents: another node's close may have taken them away
             made.append(str(path))
             for name, value in settings(tree, limits).items():
                 try:
@@ -119,6 +128,10 @@ class Cgroups:
             if entry.is_dir()
         }
         return sorted(found)
+
+    def of(self, task_id: str) -> list[str]:
+        """Directories of a task's groups, there or not."""
+        return [str(tree.root / "skep" / self._node_id / task_id) for tree in self._trees]
 
     def kill_and_remove(self, directories: list[str]) -> None:
         """Kills whatever lives in these groups and removes them. Blocks for up to half a second each."""

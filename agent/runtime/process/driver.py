@@ -12,7 +12,8 @@ import pathlib
 import platform
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -48,7 +49,7 @@ class ProcessRuntime:
         self._watcher = watch.Watcher(self._supervisor_ended)
         self._checkers: dict[str, health.Checker] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._sweeps: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Finds the tasks of an earlier agent again and watches those that run."""
@@ -58,7 +59,11 @@ class ProcessRuntime:
         except OSError as error:
             raise errors.Unavailable(f"the process runtime cannot work in {self._root}: {error}") from error
         self._cgroups.open()
-        for task_id in await self.list():
+        task_ids = await self.list()
+        for task_id in self._cgroups.stale():
+            if task_id not in task_ids:  # an agent died between the two
+                await asyncio.to_thread(self._cgroups.kill_and_remove, self._cgroups.of(task_id))
+        for task_id in task_ids:
             directory = self._directory(task_id)
             task = directory.read_task()
             if task is None:
@@ -71,10 +76,11 @@ class ProcessRuntime:
     async def close(self) -> None:
         """Lets go of everything; tasks and their supervisors run on."""
         self._bell.close()
+        await asyncio.gather(*self._background, return_exceptions=True)
         self._watcher.close()
+        self._cgroups.close()
         await asyncio.gather(*(checker.close() for checker in self._checkers.values()))
         self._checkers.clear()
-        await asyncio.gather(*self._sweeps, return_exceptions=True)
 
     async def describe(self) -> pb.NodeDescription:
         """What this machine has; the limits that can be enforced stand in an engine label."""
@@ -92,6 +98,9 @@ class ProcessRuntime:
 
     async def prepare(self, workload: base.Workload, progress: Callable[[str], None]) -> None:
         """Writes the task's directory; what cannot be honoured is TaskFatal."""
+        await self._whole(self._prepare(workload, progress))
+
+    async def _prepare(self, workload: base.Workload, progress: Callable[[str], None]) -> None:
         task_id = workload.task.id
         directory = self._directory(task_id)
         async with self._lock(task_id):
@@ -123,6 +132,9 @@ class ProcessRuntime:
 
     async def start(self, workload: base.Workload) -> None:
         """Starts the supervisor and returns when it has started the command."""
+        await self._whole(self._start(workload))
+
+    async def _start(self, workload: base.Workload) -> None:
         task_id = workload.task.id
         directory = self._directory(task_id)
         async with self._lock(task_id):
@@ -191,7 +203,8 @@ class ProcessRuntime:
                 except TimeoutError:
                     log.warning("process.supervisor_hung", task=task_id)
                 await self._end(directory, task)
-                await asyncio.to_thread(self._cgroups.kill_and_remove, task.cgroups)
+            groups = self._cgroups.of(task_id) if task is None else task.cgroups
+            await asyncio.to_thread(self._cgroups.kill_and_remove, groups)
             try:
                 await asyncio.to_thread(directory.delete)
             except OSError as error:
@@ -262,6 +275,21 @@ class ProcessRuntime:
             raise errors.Bug(f"task ID {task_id!r} is no name for a directory")
         return files.TaskDirectory(self._root, task_id)
 
+    async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
+        """Waits for `work`, which goes on to its end, holding the task's lock, even when the caller is cancelled.
+
+        A start that was broken off half way would let `remove` delete the directory under a supervisor being born.
+        """
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.shield(task)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, though the caller may be gone
+
     def _lock(self, task_id: str) -> asyncio.Lock:
         return self._locks.setdefault(task_id, asyncio.Lock())
 
@@ -287,5 +315,5 @@ class ProcessRuntime:
     def _sweep(self, directory: files.TaskDirectory, task: files.Task) -> None:
         """In the background: no process of an ended task may live on and, say, keep its port."""
         sweep = asyncio.create_task(self._end(directory, task), name=f"sweep {task.task_id}")
-        self._sweeps.add(sweep)
-        sweep.add_done_callback(self._sweeps.discard)
+        self._background.add(sweep)
+        sweep.add_done_callback(self._done)

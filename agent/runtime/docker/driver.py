@@ -1,0 +1,205 @@
+"""The Docker runtime: each task is a container of the machine's engine, found again by its labels.
+
+Owns no state but a cache of container IDs. Touches only containers that carry this node's ID and a task's. Engines are
+made to restart nothing by themselves and, with live-restore, to keep containers through their own restarts.
+
+Podman's service answers the same calls. Known differences: health checks are run by systemd timers, so without
+systemd a check stays "starting"; restart policies need a service of its own (none is used here); event attributes may
+lack labels, which then means "look at all"; short image names become localhost/NAME.
+"""
+
+import builtins
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import structlog
+
+from agent.runtime import base
+from agent.runtime.docker import client, events, images, logs, spec
+from skep import clock, errors, ids, pb
+
+log = structlog.get_logger(__name__)
+
+CREATE_S = 120.0  # new volumes are filled from the image before the call returns
+START_S = 120.0
+STOP_SLACK_S = 30.0  # on top of the grace period: the engine kills and tidies up
+REMOVE_S = 60.0
+# An engine in trouble says these; the same call may succeed later.
+PASSING = ("context deadline exceeded", "context canceled", "connection refused", "transport is closing",
+           "code = unavailable", "removal of container")  # fmt: skip
+BIND_SOURCE = re.compile(r"bind source path does not exist: (.*)")
+
+
+def failure(error: errors.SkepError, *, doing: str) -> base.TaskFatal | base.TaskTemporary:
+    """The engine's refusal as the task's fate, in the engine's words."""
+    text = " ".join(str(error).split())
+    missing = BIND_SOURCE.search(text)
+    if missing:
+        return base.TaskFatal(f"invalid bind mount source, source path not found: {missing.group(1)}")
+    if isinstance(error, client.EngineFailed) and any(word in text.lower() for word in PASSING):
+        return base.TaskTemporary(f"{doing}: {text}")
+    return base.TaskFatal(f"{doing}: {text}")
+
+
+class DockerRuntime:
+    """Runs tasks as containers of the engine behind a unix socket."""
+
+    name = "docker"
+
+    def __init__(self, *, node_id: str, socket: str, clock: clock.Clock, rng: ids.Rng) -> None:
+        self._node_id = node_id
+        self._clock = clock
+        self._rng = rng
+        self._engine = client.Client(socket)
+        self._images = images.Images(self._engine)
+        self._containers: dict[str, str] = {}  # task ID -> container ID
+
+    async def open(self) -> None:
+        """Connects. Raises Unavailable (EngineAway) with the reason."""
+        await self._engine.open()
+
+    async def close(self) -> None:
+        """Disconnects; containers run on, layers that were pulled stay."""
+        await self._images.close()
+        await self._engine.close()
+
+    async def describe(self) -> pb.NodeDescription:
+        """What the engine says about its machine."""
+        return spec.describe(await self._engine.get("/info"))
+
+    async def prepare(self, workload: base.Workload, progress: Callable[[str], None]) -> None:
+        """Pulls the image if it is missing and creates the container."""
+        task_id, container = workload.task.id, workload.container
+        if await self._inspect(task_id) is not None:
+            return
+        body = spec.create_body(workload, node_id=self._node_id, api=self._engine.version)
+        await self._images.ensure(container.image, auth=container.registry_auth, progress=progress)
+        progress("creating the container")
+        try:
+            made = await self._engine.post(
+                "/containers/create", query={"name": workload.name}, body=body, timeout_s=CREATE_S
+            )
+        except errors.Conflict as error:
+            # Ours when an earlier call was answered too late; a stranger with this very name is an operator's doing.
+            if await self._inspect(task_id) is None:
+                raise failure(error, doing="creating the container") from error
+            return
+        except errors.NotFound as error:  # the image was removed a moment ago: pull again
+            raise base.TaskTemporary(f"creating the container: {error}") from error
+        except (client.EngineFailed, errors.Invalid, errors.Denied) as error:
+            raise failure(error, doing="creating the container") from error
+        self._containers[task_id] = made["Id"]
+        for warning in made.get("Warnings") or []:
+            log.warning("container.created_with_warning", task=task_id, warning=warning)
+
+    async def start(self, workload: base.Workload) -> None:
+        """Starts the container unless it has run: a task is one attempt."""
+        task_id = workload.task.id
+        container = await self._inspect(task_id)
+        if container is None:
+            raise base.TaskTemporary(f"task {task_id} has no container")
+        if spec.observation(container).phase is not base.Phase.CREATED:
+            return
+        try:
+            await self._engine.post(f"/containers/{container['Id']}/start", timeout_s=START_S)
+        except (client.EngineFailed, errors.Invalid, errors.NotFound, errors.Conflict, errors.Denied) as error:
+            raise failure(error, doing="starting the container") from error
+
+    async def stop(self, workload: base.Workload) -> None:
+        """The engine sends the stop signal, waits and kills."""
+        task_id = workload.task.id
+        grace_s = spec.grace_s(workload.container)
+        container = await self._inspect(task_id)
+        if container is None or spec.observation(container).phase is not base.Phase.RUNNING:
+            return
+        try:
+            await self._engine.wait(
+                f"/containers/{container['Id']}/stop", query={"t": str(grace_s)}, timeout_s=grace_s + STOP_SLACK_S
+            )
+        except errors.NotFound:
+            return
+        except client.EngineFailed as error:
+            raise base.TaskTemporary(f"stopping the container: {error}") from error
+
+    async def remove(self, task_id: str) -> None:
+        """Removes the task's container, running or not, with its anonymous volumes."""
+        for found in await self._list(node=self._node_id, task=task_id):
+            await self._remove(found["Id"])
+        self._containers.pop(task_id, None)
+
+    async def _remove(self, container_id: str) -> None:
+        try:
+            await self._engine.delete(f"/containers/{container_id}", query={"force": "1", "v": "1"}, timeout_s=REMOVE_S)
+        except errors.NotFound:
+            return
+        except errors.Conflict:  # somebody else is removing it
+            with contextlib.suppress(errors.NotFound):
+                await self._engine.wait(
+                    f"/containers/{container_id}/wait", query={"condition": "removed"}, timeout_s=REMOVE_S
+                )
+        except client.EngineFailed as error:
+            raise base.TaskTemporary(f"removing the container: {error}") from error
+
+    async def observe(self, task_id: str) -> base.Observation:
+        """Asks the engine."""
+        container = await self._inspect(task_id)
+        return base.ABSENT if container is None else spec.observation(container)
+
+    async def list(self) -> list[str]:
+        """Tasks of which the engine holds a container."""
+        found = {container["Labels"][spec.TASK]: container["Id"] for container in await self._list(node=self._node_id)}
+        self._containers = dict(found)
+        return sorted(found)
+
+    def events(self) -> AsyncIterator[str]:
+        """See base.Runtime."""
+        return events.listen(self._engine, node_id=self._node_id, clock=self._clock, rng=self._rng)
+
+    async def logs(self, task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
+        """See base.Runtime. Raises FailedPrecondition when the container's log driver cannot be read."""
+        container = await self._inspect(task_id)
+        if container is None:
+            raise errors.NotFound(f"task {task_id} has no output on this node")
+        parse = logs.lines if (container.get("Config") or {}).get("Tty") else logs.frames
+        try:
+            async with self._engine.stream(
+                "GET", f"/containers/{container['Id']}/logs", query=logs.query(options)
+            ) as chunks:
+                async for entry in parse(chunks):
+                    yield entry
+        except client.EngineFailed as error:
+            raise errors.FailedPrecondition(f"the output of task {task_id} cannot be read: {error}") from error
+
+    async def _inspect(self, task_id: str) -> dict[str, Any] | None:
+        known = self._containers.get(task_id)
+        if known is not None:
+            container = await self._inspect_id(known)
+            if container is not None:
+                return container
+            self._containers.pop(task_id, None)
+        for found in await self._list(node=self._node_id, task=task_id):
+            container = await self._inspect_id(found["Id"])
+            if container is not None:
+                self._containers[task_id] = found["Id"]
+                return container
+        return None
+
+    async def _inspect_id(self, container_id: str) -> dict[str, Any] | None:
+        try:
+            container: dict[str, Any] = await self._engine.get(f"/containers/{container_id}/json")
+        except errors.NotFound:
+            return None
+        except client.EngineFailed as error:
+            raise base.TaskTemporary(f"looking at the container: {error}") from error
+        return container
+
+    async def _list(self, **labels: str) -> builtins.list[dict[str, Any]]:
+        try:
+            found: builtins.list[dict[str, Any]] = await self._engine.get(
+                "/containers/json", query={"all": "1", "filters": spec.label_filter(**labels)}
+            )
+        except client.EngineFailed as error:
+            raise base.TaskTemporary(f"listing containers: {error}") from error
+        return found

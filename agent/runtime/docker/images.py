@@ -1,0 +1,144 @@
+"""Brings images to this machine.
+
+Owns the pulls that are under way: one per image, however many tasks wait for it. Must not create containers.
+"""
+
+import asyncio
+import json
+import urllib.parse
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import structlog
+
+from agent.runtime import base
+from agent.runtime.docker import client
+from skep import errors
+
+log = structlog.get_logger(__name__)
+
+IDLE_S = 300.0  # of silence from the registry before a pull is given up
+# What an engine says when trying again cannot help. Everything else (networks, busy registries) may pass.
+HOPELESS = ("not found", "denied", "does not exist", "manifest unknown", "unauthorized", "invalid reference",
+            "no matching manifest", "no such image", "not implemented", "repository name must be")  # fmt: skip
+PASSING = ("no such host", "server misbehaving")  # a name service, not an image, that was not found
+
+
+def split(reference: str) -> tuple[str, str]:
+    """(fromImage, tag) for the pull call. Without tag or digest it is `latest`: the API would pull every tag."""
+    if "@" in reference:
+        return reference, ""
+    name, colon, tag = reference.rpartition(":")
+    if colon and "/" not in tag:
+        return name, tag
+    return reference, "latest"
+
+
+def hopeless(message: str) -> bool:
+    """Whether a pull that failed with this message would fail for ever."""
+    lowered = message.lower()
+    return any(word in lowered for word in HOPELESS) and not any(word in lowered for word in PASSING)
+
+
+class Progress:
+    """Sums up the lines of a pull in one sentence."""
+
+    def __init__(self, image: str) -> None:
+        self._image = image
+        self._layers: dict[str, bool] = {}
+
+    def line(self, event: dict[str, Any]) -> str:
+        """The sentence after this line of the pull; empty when it changed nothing worth telling."""
+        layer, status = event.get("id", ""), event.get("status", "")
+        if not layer or status.startswith("Pulling from"):
+            return ""
+        finished = status in {"Pull complete", "Already exists"}
+        if self._layers.get(layer) == finished:
+            return ""
+        self._layers[layer] = finished
+        return f"pulling {self._image}: {sum(self._layers.values())} of {len(self._layers)} layers"
+
+
+class Images:
+    """The engine's images."""
+
+    def __init__(self, engine: client.Client) -> None:
+        self._engine = engine
+        self._pulls: dict[str, tuple[asyncio.Task[None], list[Callable[[str], None]]]] = {}
+
+    async def ensure(self, image: str, *, auth: str, progress: Callable[[str], None]) -> None:
+        """Returns once the image is here. Raises TaskFatal when it never will be, TaskTemporary when it may."""
+        if await self._present(image):
+            return
+        if image not in self._pulls:
+            pull = asyncio.create_task(self._pull(image, auth), name=f"pull {image}")
+            self._pulls[image] = (pull, [])
+            pull.add_done_callback(lambda _: self._pulls.pop(image, None))
+        pull, listeners = self._pulls[image]
+        listeners.append(progress)
+        try:
+            # Shielded: a task that is not wished any more must not break off what others wait for.
+            await asyncio.shield(pull)
+        except (base.TaskFatal, base.TaskTemporary):
+            if await self._present(image):  # imported or built here while the registry was asked
+                return
+            raise
+        finally:
+            listeners.remove(progress)
+
+    async def close(self) -> None:
+        """Breaks off all pulls; the engine keeps the layers it has."""
+        pulls = [pull for pull, _ in self._pulls.values()]
+        for pull in pulls:
+            pull.cancel()
+        await asyncio.gather(*pulls, return_exceptions=True)
+
+    async def _present(self, image: str) -> bool:
+        try:
+            await self._engine.get(f"/images/{urllib.parse.quote(image, safe='/:@')}/json")
+        except errors.NotFound:
+            return False
+        except errors.Invalid as error:
+            raise base.TaskFatal(f"image {image}: {error}") from error
+        return True
+
+    async def _pull(self, image: str, auth: str) -> None:
+        name, tag = split(image)
+        query = {"fromImage": name, **({"tag": tag} if tag else {})}
+        headers = {"X-Registry-Auth": auth} if auth else {}
+        self._tell(image, f"pulling {image}")
+        progress, failure = Progress(image), ""
+        try:
+            async with self._engine.stream(
+                "POST", "/images/create", query=query, headers=headers, idle_s=IDLE_S
+            ) as chunks:
+                async for event in json_stream(chunks):
+                    failure = failure or event.get("error", "")
+                    line = progress.line(event)
+                    if line:
+                        self._tell(image, line)
+        except (base.TaskTemporary, asyncio.CancelledError):
+            raise
+        except errors.SkepError as error:
+            failure = str(error)
+        if failure:
+            log.warning("image.not_pulled", image=image, error=failure)
+            kind = base.TaskFatal if hopeless(failure) else base.TaskTemporary
+            raise kind(f"cannot pull image {image}: {failure}")
+
+    def _tell(self, image: str, line: str) -> None:
+        if image in self._pulls:
+            for listener in self._pulls[image][1]:
+                listener(line)
+
+
+async def json_stream(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """The JSON objects of a stream, one a line, as engines send pulls and events."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
+    if rest.strip():
+        yield json.loads(rest)
