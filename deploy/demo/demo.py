@@ -5,6 +5,7 @@ Exit code 0 only if each step truly came about.
 """
 
 import asyncio
+import http
 import os
 import pathlib
 import signal
@@ -70,11 +71,11 @@ class Demo:
 
     async def ports(self) -> list[int]:
         """Published ports of the running replicas."""
-        found: list[int] = []
-        for task in await self.running():
-            for port in task["Status"].get("PortStatus", {}).get("Ports") or []:
-                found.append(int(port["PublishedPort"]))
-        return found
+        return [
+            int(port["PublishedPort"])
+            for task in await self.running()
+            for port in task["Status"].get("PortStatus", {}).get("Ports") or []
+        ]
 
     async def until(self, what: str, condition: Callable[[Tasks], Awaitable[bool] | bool]) -> None:
         """Redraws until `condition` holds. Raises StepFailed with `what` after the deadline."""
@@ -158,7 +159,7 @@ class Demo:
             code, answer = await asyncio.to_thread(
                 image.call, self.engine, "POST", f"/containers/{status['ContainerID']}/kill"
             )
-            if code >= 300:
+            if code != http.HTTPStatus.NO_CONTENT:
                 raise StepFailed(f"docker kill: {answer!r}")
         else:
             os.kill(int(status["PID"]), signal.SIGKILL)
@@ -179,7 +180,9 @@ class Demo:
 
     async def roll(self) -> None:
         """A new version while a client keeps asking."""
-        self.show.title("Rolling update to version 2, start-first, two at a time, while a client asks 50 times a second")
+        self.show.title(
+            "Rolling update to version 2, start-first, two at a time, while a client asks 50 times a second"
+        )
         await self.client.start()
         await self.update(self.spec(replicas=6, version="2"))
         await self.until_replicas(6, image_tag="2")

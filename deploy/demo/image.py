@@ -4,6 +4,7 @@ The image holds the interpreter, the shared libraries it links, the standard lib
 `web.py`. It is streamed to the engine's import call as a tar archive.
 """
 
+import http
 import http.client
 import io
 import json
@@ -100,7 +101,7 @@ def build(engine: str, repository: str, tags: list[str]) -> None:
             + [("changes", change) for change in [*changes, f"ENV APP_VERSION={tag}"]]
         )
         status, answer = call(engine, "POST", f"/images/create?{query}", layer)
-        if status != 200 or b'"error"' in answer:
+        if status != http.HTTPStatus.OK or b'"error"' in answer:
             raise RuntimeError(f"the engine did not import {repository}:{tag}: {answer.decode(errors='replace')}")
 
 

@@ -14,7 +14,7 @@ import threading
 class Hello(http.server.BaseHTTPRequestHandler):
     """Answers every GET with version, host and process."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the name is the library's
+    def do_GET(self) -> None:
         body = f"{os.environ.get('APP_VERSION', '1')} {socket.gethostname()} {os.getpid()}\n".encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
@@ -22,7 +22,7 @@ class Hello(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the library's
+    def log_message(self, format: str, *args: object) -> None:
         """Quiet: the demo asks many times a second."""
 
 
