@@ -62,13 +62,13 @@ def find(state: app.App, reference: str) -> dict[str, Any]:
     return found
 
 
-def row(each: Json, *, own: str) -> dict[str, str]:
+def row(each: Json, *, own: str) -> dict[str, Any]:
     """A node as a row of `node ls`."""
     description = each.get("Description") or {}
     manager = each.get("ManagerStatus") or {}
     return {
         "ID": each["ID"],
-        "Self": "true" if each["ID"] == own else "false",
+        "Self": each["ID"] == own,
         "Hostname": description.get("Hostname", ""),
         "Status": str((each.get("Status") or {}).get("State", "")).capitalize(),
         "Availability": str(each["Spec"].get("Availability", "")).capitalize(),
@@ -94,7 +94,7 @@ def ls(state: app.App, *, filters: Sequence[tuple[str, str]], form: str | None, 
     own = "" if quiet else own_id(state)
     made = [row(each, own=own) for each in sorted(found, key=lambda each: text.natural(_sort_name(each)))]
     if not quiet and (form is None or form == "table"):
-        made = [{**each, "ID": each["ID"] + (" *" if each["Self"] == "true" else "")} for each in made]
+        made = [{**each, "ID": each["ID"] + (" *" if each["Self"] else "")} for each in made]
     show.rows(state, made, headers=HEADERS, default=COLUMNS, form=form, quiet=quiet)
 
 

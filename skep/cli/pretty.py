@@ -8,7 +8,7 @@ from skep.cli import specs, text
 Json = Mapping[str, Any]
 Line = tuple[str, Any]
 
-LABEL_WIDTH = 18
+LABEL_WIDTH = 20
 
 
 def _lines(pairs: Iterable[Line], *, indent: str = "") -> list[str]:

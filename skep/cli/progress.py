@@ -1,13 +1,14 @@
 """Waits until services have converged, and shows how it goes: a live table on a terminal, plain lines in a pipe."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
 
 from skep import client, errors
-from skep.cli import app, converge
+from skep.cli import app, converge, tasks
 
 POLL_S = 0.2  # as Docker's client
 POLL_SHARE = 4.0  # with slow answers (thousands of tasks) we pause four times as long as a look takes
@@ -15,6 +16,7 @@ NODES_EVERY = 10  # polls between two looks at the nodes; names and states chang
 ROWS_MAX = 20  # single tasks shown; beyond it only counts
 EXIT_INTERRUPTED = 130
 NANOS = 1_000_000_000
+TASK_ID = re.compile(r"\b[0-9a-z]{25}\b")
 
 Json = Mapping[str, Any]
 Show = Callable[[str, converge.Step], None]
@@ -44,7 +46,8 @@ def wait(
                 service, found, nodes = look()
                 name = str(service["Spec"].get("Name", service_id))
                 step = judge.step(service, found, nodes, now=state.wall.now())
-                show(name, step)
+                if step.outcome is None or not step.outcome.ok:
+                    show(name, step)
                 if step.outcome is not None:
                     break
                 if deadline is not None and state.wall.now() >= deadline:
@@ -56,9 +59,21 @@ def wait(
     except errors.NotFound:
         raise errors.NotFound(f"service {name} was removed while its tasks were awaited") from None
     if not step.outcome.ok:
-        raise errors.FailedPrecondition(step.outcome.message)
+        raise errors.FailedPrecondition(step.outcome.message + _task_error(state, step.outcome.message))
     if not quiet:
         state.say(step.outcome.message)
+
+
+def _task_error(state: app.App, message: str) -> str:
+    """What the task that a message names died of; empty when the message says it already, or nobody knows."""
+    named = TASK_ID.search(message)
+    if named is None:
+        return ""
+    try:
+        error = tasks.reason_of(state.client.get(f"/tasks/{named[0]}"))
+    except errors.SkepError:
+        return ""
+    return f" ({error})" if error and error not in message else ""
 
 
 def _late(name: str, step: converge.Step) -> str:

@@ -37,7 +37,7 @@ def row(service: Json) -> dict[str, str]:
     """A service as a row of `service ls`."""
     spec = service["Spec"]
     return {
-        "ID": service["ID"],
+        "ID": text.short_id(service["ID"]),
         "Name": spec.get("Name", ""),
         "Mode": specs.mode_of(spec).replace("-", " "),
         "Replicas": _replicas(service),
@@ -61,8 +61,6 @@ def ls(state: app.App, *, filters: Sequence[tuple[str, str]], form: str | None, 
     query = {**client.filters_of(show.filters(filters)), "status": "true"}
     found = state.client.get("/services", query) or []
     made = [row(service) for service in sorted(found, key=lambda each: text.natural(each["Spec"].get("Name", "")))]
-    if form is None or form.startswith("table"):
-        made = [{**each, "ID": text.short_id(each["ID"])} for each in made]
     show.rows(state, made, headers=HEADERS, default=list(HEADERS), form=form, quiet=quiet)
 
 

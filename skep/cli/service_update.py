@@ -89,8 +89,8 @@ def _references(state: app.App, spec: dict[str, Any], given: dict[str, Any]) -> 
 
 
 def _follow(state: app.App, before: dict[str, Any], given: dict[str, Any], *, rollback: bool) -> None:
+    state.say(before["Spec"]["Name"])
     if given["detach"]:
-        state.say(before["Spec"]["Name"])
         return
     progress.wait(
         state,
@@ -100,8 +100,6 @@ def _follow(state: app.App, before: dict[str, Any], given: dict[str, Any], *, ro
         quiet=bool(given["quiet"]),
         timeout_ns=given["timeout"],
     )
-    if given["quiet"]:
-        state.say(before["Spec"]["Name"])
 
 
 def _roll_back(state: app.App, reference: str, given: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import click
 from skep import errors
 from skep.cli import app, template, text
 
-Row = Mapping[str, str]
+Row = Mapping[str, Any]
 
 
 def rows(
@@ -30,7 +30,9 @@ def rows(
         for row in found:
             state.say(row["ID"])
     elif form == "table":
-        state.say(text.table([headers[name] for name in default], [[row[name] for name in default] for row in found]))
+        state.say(
+            text.table([headers[name] for name in default], [[str(row[name]) for name in default] for row in found])
+        )
     elif form == "json":
         for row in found:
             state.say(template.to_json(dict(row)))

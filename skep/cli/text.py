@@ -8,6 +8,7 @@ from typing import Any
 
 SHORT_ID_CHARS = 12
 COLUMN_GAP = 3  # spaces, as Docker's tables
+COLUMN_WIDTH_MIN = 10  # with the gap
 UNITS_NS = (("h", 3600 * 10**9), ("m", 60 * 10**9), ("s", 10**9), ("ms", 10**6), ("us", 10**3), ("ns", 1))
 MINUTE_S, HOUR_S, DAY_S, WEEK_S = 60, 3600, 86400, 604800
 
@@ -137,6 +138,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(headers), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     return "\n".join(
-        "".join(cell.ljust(width + COLUMN_GAP) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "".join(
+            cell.ljust(max(width + COLUMN_GAP, COLUMN_WIDTH_MIN)) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
         for line in lines
     )
