@@ -166,11 +166,11 @@ class World:
             count += done
         raise AssertionError("the deciders never come to rest")
 
-    def agents(self) -> int:
-        """Every agent takes every task of its node one step further; returns how many moved."""
+    def agents(self, chosen: Callable[[pb.Task], bool] = lambda _: True) -> int:
+        """Every agent takes every chosen task of its node one step further; returns how many moved."""
         moved = 0
         for task in list(self.view.tasks):
-            if task.node_id in self.hung:
+            if task.node_id in self.hung or not chosen(task):
                 continue
             state = self._next(task)
             if state is not None:
