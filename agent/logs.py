@@ -118,7 +118,12 @@ class LogServer:
                     await self._ship(chunk, reading)
                     chunk, size = pb.LogChunk(request_id=request.id), 0
                     continue
-                entry = await following
+                try:
+                    entry = await following
+                except Exception:
+                    if chunk.entries:
+                        await self._ship(chunk, reading)  # what there was before it broke
+                    raise
                 if entry is None:
                     break
                 chunk.entries.append(entry)

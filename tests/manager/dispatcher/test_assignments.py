@@ -1,0 +1,134 @@
+"""What a node is sent: everything once, then what changed, and no echo."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.dispatcher import assignments
+from manager.store import ops, store, watching
+from skep import pb
+from tests.agent import joined
+
+
+def filled(*rows: ops.AnyRow) -> store.Store:
+    made = store.Store(checking=True)
+    write(made, *(ops.create(row) for row in rows))
+    return made
+
+
+def write(target: store.Store, *operations: pb.Op) -> list[watching.Change]:
+    watch = target.watch({"task"}, lambda: None)
+    decoded = pb.Transaction.FromString(pb.Transaction(ops=operations).SerializeToString())
+    assert target.apply(target.index + 1, [decoded]) == [None]
+    watch.close()
+    return watch.take()
+
+
+def changed(target: store.Store, task_id: str) -> pb.Task:
+    found = target.view().tasks.get(task_id)
+    assert found is not None
+    copy = pb.Task()
+    copy.CopyFrom(found)
+    return copy
+
+
+def test_the_full_set_holds_what_is_assigned_and_each_revision_once() -> None:
+    held = filled(
+        joined.revision(),
+        joined.task("t1", "n1"),
+        joined.task("t2", "n1", state=pb.TASK_STATE_FAILED, desired=pb.TASK_STATE_SHUTDOWN),
+        joined.task("t3", "n2"),
+        joined.task("t4", "n1", state=pb.TASK_STATE_PENDING),
+    )
+    message = assignments.Assigner("n1").full(held.view())
+    assert (message.full, message.sequence) == (True, 1)
+    assert [each.id for each in message.tasks] == ["t1", "t2"]
+    assert [each.id for each in message.revisions] == ["r1"]
+
+
+def test_differences_are_numbered_and_an_empty_one_is_none() -> None:
+    held = filled(joined.revision(), joined.task("t1", "n1"))
+    assigner = assignments.Assigner("n1")
+    assigner.full(held.view())
+    assert assigner.difference(held.view(), ["unknown"]) is None
+    write(held, ops.create(joined.task("t2", "n1")), ops.delete(changed(held, "t1")))
+    message = assigner.difference(held.view(), ["t1", "t2"])
+    assert message is not None
+    assert message.sequence == 2
+    assert list(message.removed_tasks) == ["t1"]
+    assert [each.id for each in message.tasks] == ["t2"]
+    assert not message.revisions
+
+
+def test_a_revision_comes_again_after_its_last_task_was_removed() -> None:
+    held = filled(joined.revision(), joined.task("t1", "n1"))
+    assigner = assignments.Assigner("n1")
+    assigner.full(held.view())
+    write(held, ops.delete(changed(held, "t1")))
+    assigner.difference(held.view(), ["t1"])
+    write(held, ops.create(joined.task("t2", "n1")))
+    message = assigner.difference(held.view(), ["t2"])
+    assert message is not None
+    assert [each.id for each in message.revisions] == ["r1"]
+
+
+def test_who_is_concerned_by_a_change() -> None:
+    held = filled(joined.revision(), joined.task("t1", "n1", state=pb.TASK_STATE_PENDING))
+
+    def after(state: pb.TaskState.ValueType, desired: pb.TaskState.ValueType = joined.RUN) -> list[str]:
+        task = changed(held, "t1")
+        task.status.state = state
+        task.desired_state = desired
+        (change,) = write(held, ops.update(task))
+        return assignments.concerned(change)
+
+    assert after(pb.TASK_STATE_PENDING) == []
+    assert after(pb.TASK_STATE_ASSIGNED) == ["n1"]
+    assert after(pb.TASK_STATE_PREPARING) == []  # the agent's own report
+    task = changed(held, "t1")
+    task.status.state = pb.TASK_STATE_RUNNING
+    task.running_at.seconds = 5
+    (change,) = write(held, ops.update(task))
+    assert assignments.concerned(change) == []
+    assert after(pb.TASK_STATE_RUNNING, pb.TASK_STATE_SHUTDOWN) == ["n1"]
+    assert after(pb.TASK_STATE_ORPHANED, pb.TASK_STATE_SHUTDOWN) == ["n1"]
+    (change,) = write(held, ops.delete(changed(held, "t1")))
+    assert assignments.concerned(change) == ["n1"]
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(["put", "drop", "look"]), st.integers(0, 5), st.integers(0, 2)), max_size=30)
+
+
+@given(STEPS)
+def test_an_agent_that_follows_the_messages_has_what_the_store_has(steps: list[tuple[str, int, int]]) -> None:
+    held = filled(*(joined.revision(f"r{number}") for number in range(3)))
+    assigner = assignments.Assigner("n1")
+    tasks: dict[str, pb.Task] = {}
+    revisions: dict[str, pb.Revision] = {}
+
+    def take(message: pb.Assignments) -> None:
+        revisions.update({each.id: each for each in message.revisions})
+        tasks.update({each.id: each for each in message.tasks})
+        for removed in message.removed_tasks:
+            del tasks[removed]
+        used = {each.revision_id for each in tasks.values()}
+        assert used <= set(revisions)  # never a task without its revision
+        for each in [each for each in revisions if each not in used]:
+            del revisions[each]
+
+    take(assigner.full(held.view()))
+    dirty: dict[str, None] = {}
+    for verb, number, revision in [*steps, ("look", 0, 0)]:
+        name = f"t{number}"
+        exists = held.view().tasks.get(name) is not None
+        if verb == "put" and not exists:
+            write(held, ops.create(joined.task(name, "n1", revision_id=f"r{revision}")))
+            dirty[name] = None
+        elif verb == "drop" and exists:
+            write(held, ops.delete(changed(held, name)))
+            dirty[name] = None
+        elif verb == "look":
+            message = assigner.difference(held.view(), dirty)
+            if message is not None:
+                take(message)
+            dirty.clear()
+    assert tasks == {each.id: each for each in held.view().tasks}

@@ -1,0 +1,160 @@
+"""Tasks' output from their agents: in order, with credit, and with a word about what is missing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from agent import logs as agent_logs
+from agent.runtime import base
+from manager.dispatcher import logs
+from manager.http import backend
+from skep import errors, pb
+from tests import virtual_time
+from tests.agent import joined
+
+until = virtual_time.until
+
+
+async def gather(cluster: joined.Cluster, query: backend.LogQuery) -> list[tuple[str, str]]:
+    source = logs.Logs(store=cluster.store, session_of=cluster.dispatcher.session_of, clock=cluster.clock)
+    return [(task_id, entry.data.decode()) async for task_id, entry in source.read(query)]
+
+
+def test_lines_of_several_tasks_on_several_nodes() -> None:
+    async def main() -> None:
+        async with joined.joined("n1", "n2") as (_, cluster, (one, two)):
+            await cluster.create(joined.task("t1", "n1"), joined.task("t2", "n2"))
+            await until(lambda: cluster.state("t1") == joined.RUN and cluster.state("t2") == joined.RUN)
+            for number in range(900):
+                one.runtime.print_line("t1", f"one {number}")
+            two.runtime.print_line("t2", "two")
+            found = await gather(cluster, backend.LogQuery(["t1", "t2"]))
+            assert [text for name, text in found if name == "t1"] == [f"one {number}\n" for number in range(900)]
+            assert ("t2", "two\n") in found
+            assert await gather(cluster, backend.LogQuery(["t1"], tail=1)) == [("t1", "one 899\n")]
+
+    virtual_time.run(main)
+
+
+def test_what_cannot_be_read_is_said_on_stderr() -> None:
+    async def main() -> None:
+        async with joined.joined("n1", "n2") as (network, cluster, (one, two)):
+            await cluster.create(
+                joined.task("t1", "n1"), joined.task("t2", "n2"), joined.task("t3", "", state=pb.TASK_STATE_PENDING)
+            )
+            await until(lambda: cluster.state("t1") == joined.RUN and cluster.state("t2") == joined.RUN)
+            one.runtime.print_line("t1", "fine")
+            network.cut["n2"] = None
+            await two.stop()
+            await until(lambda: cluster.dispatcher.session_of("n2") is None)
+            await one.runtime.remove("t1")
+            found = dict(await gather(cluster, backend.LogQuery(["t1", "t2", "t3", "t4"])))
+            assert found["t1"] == "skep: task t1 has no output on this node\n"
+            assert found["t2"] == "skep: node n2 is not available\n"
+            assert found["t3"] == "skep: task t3 has not been scheduled\n"
+            assert found["t4"] == "skep: task t4 is not there any more\n"
+
+    virtual_time.run(main)
+
+
+class Flood:
+    """Endless output that counts how far it was read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    async def __call__(self, _task_id: str, _options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
+        while True:
+            self.read += 1
+            yield pb.LogEntry(stream=pb.LOG_STREAM_STDOUT, data=b"x" * 1000)
+            await asyncio.sleep(0)
+
+
+def test_a_slow_reader_stalls_its_request_and_nothing_else() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (_, cluster, (agent,)):
+            flood = Flood()
+            agent.worker.logs = flood  # type: ignore[method-assign, assignment]
+            await agent.stop()
+            agent._worker = lambda: agent.worker  # type: ignore[method-assign]
+            await agent.start()
+            await until(lambda: bool(agent.session.manager))
+            await cluster.create(joined.task("t1", "n1"))
+            source = logs.Logs(store=cluster.store, session_of=cluster.dispatcher.session_of, clock=cluster.clock)
+            reading = source.read(backend.LogQuery(["t1"], follow=True))
+            await anext(reading)
+            await until(lambda: cluster.state("t1") == joined.RUN)  # the session is as quick as ever
+            await virtual_time.holds(lambda: flood.read < 1000, for_s=120, every_s=1)
+            before = flood.read
+            for _ in range(2000):
+                await anext(reading)
+            assert flood.read > before
+            await reading.aclose()
+            await virtual_time.holds(lambda: True, for_s=1)
+            after = flood.read
+            await virtual_time.holds(lambda: flood.read == after, for_s=5)  # the agent was told to stop
+            assert agent.session.manager
+
+    virtual_time.run(main)
+
+
+def test_a_node_that_goes_away_ends_the_request_with_a_word() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            await cluster.create(joined.task("t1", "n1"))
+            await until(lambda: cluster.state("t1") == joined.RUN)
+            agent.runtime.print_line("t1", "hello")
+            source = logs.Logs(store=cluster.store, session_of=cluster.dispatcher.session_of, clock=cluster.clock)
+            reading = source.read(backend.LogQuery(["t1"], follow=True))
+            assert (await anext(reading))[1].data == b"hello\n"
+            await network.open["n1"].close()
+            _, entry = await anext(reading)
+            assert entry.stream == pb.LOG_STREAM_STDERR
+            assert entry.data == b"skep: node n1 disconnected unexpectedly\n"
+            with pytest.raises(StopAsyncIteration):
+                await anext(reading)
+
+    virtual_time.run(main)
+
+
+def test_an_agent_serves_so_many_requests_and_no_more() -> None:
+    async def main() -> None:
+        sent: list[pb.AgentMessage] = []
+
+        async def send(message: pb.AgentMessage) -> None:
+            sent.append(message)
+
+        async def silent(_task_id: str, _options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
+            await asyncio.Event().wait()
+            yield pb.LogEntry()
+
+        server = agent_logs.LogServer(read=silent, send=send)
+        for number in range(agent_logs.REQUESTS_MAX + 1):
+            await server.start(pb.LogRequest(id=number + 1, task_id="t1"))
+        assert [(each.log.request_id, each.log.end) for each in sent] == [(agent_logs.REQUESTS_MAX + 1, True)]
+        assert "too many" in sent[0].log.error
+        await server.close()
+
+    virtual_time.run(main)
+
+
+def test_a_runtime_that_fails_half_way_is_reported() -> None:
+    async def main() -> None:
+        sent: list[pb.LogChunk] = []
+
+        async def send(message: pb.AgentMessage) -> None:
+            sent.append(message.log)
+
+        async def failing(_task_id: str, _options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
+            yield pb.LogEntry(data=b"one\n")
+            raise errors.Unavailable("the engine went away")
+
+        server = agent_logs.LogServer(read=failing, send=send)
+        await server.start(pb.LogRequest(id=1, task_id="t1", credit=1))
+        await until(lambda: bool(sent) and sent[-1].end)
+        assert sent[-1].error == "the engine went away"
+        assert [entry.data for chunk in sent for entry in chunk.entries] == [b"one\n"]
+        await server.close()
+
+    virtual_time.run(main)

@@ -1,0 +1,124 @@
+"""The dispatcher's own writes under trouble: races, refused commits, orphans, a watcher that lagged."""
+
+import asyncio
+
+from manager.dispatcher import nodes, orphans
+from manager.store import ops
+from skep import errors, pb
+from tests import virtual_time
+from tests.agent import joined
+
+until = virtual_time.until
+
+
+def test_a_registration_that_races_is_decided_again() -> None:
+    async def main() -> None:
+        cluster = joined.Cluster(joined.Network())
+        await cluster.create(joined.node("n1"))
+        drained = pb.Node()
+        drained.CopyFrom(cluster.node("n1"))
+        drained.spec.availability = pb.NODE_AVAILABILITY_DRAIN
+        cluster.committer.before = [ops.update(drained)]
+        writer = nodes.NodeWriter(target=cluster.store, committer=cluster.committer)
+        registered = await writer.register("n1", pb.NodeDescription(hostname="h"), "10.0.0.7")
+        assert registered.spec.availability == pb.NODE_AVAILABILITY_DRAIN
+        assert registered.status.state == pb.NODE_STATE_READY
+        assert registered.status.addr == "10.0.0.7"
+
+    virtual_time.run(main)
+
+
+def test_a_manager_that_cannot_prove_its_lead_serves_nobody() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            cluster.committer.refusals = [errors.Unavailable("not the leader any more") for _ in range(3)]
+            await network.open["n1"].close()
+            await until(lambda: "not the leader any more" in agent.session.error)
+            await until(lambda: bool(agent.session.manager))
+
+    virtual_time.run(main)
+
+
+def test_a_verdict_that_cannot_be_written_is_written_later() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (_, cluster, (agent,)):
+            await agent.stop()
+            cluster.committer.refusals = [errors.Unavailable("no quorum") for _ in range(10)]
+            await until(lambda: cluster.node("n1").status.state == pb.NODE_STATE_DOWN)
+            assert cluster.committer.refusals == []
+
+    virtual_time.run(main)
+
+
+def test_the_heartbeat_period_of_the_cluster_counts() -> None:
+    async def main() -> None:
+        async with joined.joined() as (network, cluster, _agents):
+            settings = pb.Cluster(id="c")
+            settings.spec.dispatcher.heartbeat_period = 1_000_000_000
+            await cluster.create(settings, joined.node("n1"))
+            agent = joined.Agent(network, "n1")
+            await agent.start()
+            await until(lambda: bool(agent.session.manager))
+            await agent.stop()
+            started = asyncio.get_running_loop().time()
+            await until(lambda: cluster.node("n1").status.state == pb.NODE_STATE_DOWN)
+            assert asyncio.get_running_loop().time() - started < 3.5
+
+    virtual_time.run(main)
+
+
+def test_after_a_lag_agents_still_get_everything() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (_, cluster, (agent,)):
+            await cluster.create(joined.task("t1", "n1"), joined.task("t2", "n1"))
+            await until(lambda: agent.runtime.running() == ["t1", "t2"])
+            watch = cluster.dispatcher._watch
+            assert watch is not None
+            await cluster.committer.commit(
+                [ops.create(joined.task("t3", "n1")), ops.delete(cluster.task("t1"))],
+            )
+            watch.reset()  # what it had gathered is lost
+            await until(lambda: agent.runtime.running() == ["t2", "t3"])
+
+    virtual_time.run(main)
+
+
+def test_tasks_of_a_node_that_is_down_for_a_day_are_given_up() -> None:
+    async def main() -> None:
+        cluster = joined.Cluster(joined.Network())
+        await cluster.create(
+            joined.node("n1", state=pb.NODE_STATE_DOWN),
+            joined.node("n2", state=pb.NODE_STATE_READY),
+            joined.task("t1", "n1", state=pb.TASK_STATE_RUNNING),
+            joined.task("t2", "n1", state=pb.TASK_STATE_FAILED),
+            joined.task("t3", "n2", state=pb.TASK_STATE_RUNNING),
+        )
+        keeper = orphans.Orphans(target=cluster.store, committer=cluster.committer, clock=cluster.clock)
+        work = asyncio.create_task(keeper.run())
+        await virtual_time.holds(
+            lambda: cluster.state("t1") == pb.TASK_STATE_RUNNING, for_s=orphans.DOWN_S - 60, every_s=600
+        )
+        await until(lambda: cluster.state("t1") == pb.TASK_STATE_ORPHANED, within_s=300, every_s=10)
+        assert cluster.state("t2") == pb.TASK_STATE_FAILED
+        assert cluster.state("t3") == pb.TASK_STATE_RUNNING
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    virtual_time.run(main)
+
+
+def test_stopping_sends_agents_to_the_leader() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            other = joined.Cluster(network, addr="m2:4000")
+            other.addrs = ["m1:4000", "m2:4000"]
+            await other.create(joined.node("n1"), joined.revision())
+            await other.dispatcher.start()
+            cluster.leader = "m2:4000"
+            await cluster.dispatcher.stop()
+            await until(lambda: agent.session.manager == "m2:4000", within_s=1.0)
+            assert agent.book.addresses() == ["m1:4000", "m2:4000"]
+            await agent.stop()
+            await other.dispatcher.stop()
+
+    virtual_time.run(main)
