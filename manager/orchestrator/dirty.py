@@ -32,9 +32,7 @@ class Comparison:
 
     def dirty(self, task: pb.Task) -> bool:
         """Whether the task must be replaced to do what the service asks for."""
-        difference = self._known.get(task.revision_id)
-        if difference is None:
-            difference = self._known[task.revision_id] = self._compare(task.revision_id)
+        difference = self._difference(task.revision_id)
         if difference is _NONE:
             return False
         if difference.rest:
@@ -46,6 +44,16 @@ class Comparison:
             task.desired_state <= pb.TASK_STATE_RUNNING
             and pb.TASK_STATE_READY <= task.status.state <= pb.TASK_STATE_RUNNING
         )
+
+    def outdated(self, revision_id: str) -> bool:
+        """Whether tasks of that revision do something else than the service asks for, wherever they are."""
+        return self._difference(revision_id).rest
+
+    def _difference(self, revision_id: str) -> _Difference:
+        known = self._known.get(revision_id)
+        if known is None:
+            known = self._known[revision_id] = self._compare(revision_id)
+        return known
 
     def _compare(self, revision_id: str) -> _Difference:
         old = self._state.revision(revision_id).spec

@@ -6,6 +6,7 @@ It never stops anything: it only deletes what has ended, or was never given to a
 from collections.abc import Iterable, Sequence
 
 from manager import plan
+from manager.orchestrator import dirty as dirty_test
 from manager.orchestrator import tasks, update
 from manager.store import ops, views, watching
 from skep import ids, pb, stamps
@@ -106,7 +107,9 @@ class _Reaping:
 
     def _trim(self, service: pb.Service, slot: Sequence[pb.Task], limit: int) -> None:
         """Deletes the oldest ended tasks of a slot, down to the limit."""
-        evidence = update.attempt(service, slot) if update.in_progress(service) else None
+        evidence = None
+        if update.in_progress(service):
+            evidence = update.attempt(service, dirty_test.Comparison(self._state, service), slot)
         # With nobody left to run, the last task stands for the slot: without it the slot would be filled anew.
         occupant = None if any(tasks.runnable(task) for task in slot) else slot[-1]
         excess = len(slot) - limit

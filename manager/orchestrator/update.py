@@ -2,16 +2,15 @@
 
 There are as many workers as the parallelism says. A worker takes an outdated slot, replaces its task, waits until the
 new one runs (or has failed), pauses for the delay, takes the next. No worker exists anywhere: how many are busy, what
-has failed and when the next one is free all follow from the tasks of the wished revision created since the update
-started. The first of these in a slot is that slot's attempt; what the restart policy makes of it later is no concern
-of the update.
+has failed and when the next one is free all follow from the up-to-date tasks created since the update started. The
+first of these in a slot is that slot's attempt; what the restart policy makes of it later is no concern of the update.
 """
 
 import dataclasses
 import struct
 from collections.abc import Sequence
 
-from manager.orchestrator import slots, tasks, turn
+from manager.orchestrator import dirty, slots, tasks, turn
 from manager.store import ops
 from skep import pb, stamps
 
@@ -128,14 +127,15 @@ def _start(now: turn.Turn, slot: slots.Slot, how: Settings) -> None:
 # ------------------------------------------------------------------ what has happened so far
 
 
-def attempt(service: pb.Service, slot: Sequence[pb.Task]) -> pb.Task | None:
+def attempt(service: pb.Service, comparison: dirty.Comparison, slot: Sequence[pb.Task]) -> pb.Task | None:
     """The task by which the running update tried this slot (given oldest first); None when it has not yet.
 
-    A slot that is new altogether has no attempt: there was nothing to update.
+    A slot that is new altogether has no attempt: there was nothing to update. Scaling in the middle makes a revision
+    of its own, hence the comparison instead of an equal revision.
     """
     since = stamps.seconds(service.update_status.started_at)
     for task in slot:
-        if task.revision_id == service.revision_id and tasks.created_at(task) >= since:
+        if tasks.created_at(task) >= since and not comparison.outdated(task.revision_id):
             return task if task.replaces else None
     return None
 
@@ -148,7 +148,7 @@ def in_progress(service: pb.Service) -> bool:
 def _measure(now: turn.Turn, kept: Sequence[slots.Slot], how: Settings) -> _Progress:
     progress = _Progress()
     for slot in kept:
-        first = attempt(now.service, slot.tasks)
+        first = attempt(now.service, now.comparison, slot.tasks)
         if first is None:
             continue
         progress.attempted += 1
@@ -211,8 +211,10 @@ def _stopped_by_failures(now: turn.Turn, progress: _Progress, outdated: int, how
     backward = now.service.update_status.state in _BACKWARD
     if backward:
         _write(now, pb.UPDATE_STATE_ROLLBACK_PAUSED, f"rollback paused {because}")
-    elif how.action == pb.FAILURE_ACTION_ROLLBACK and _can_roll_back(now):
-        _roll_back(now, f"update rolled back {because}")
+        return True
+    target = _before_the_update(now) if how.action == pb.FAILURE_ACTION_ROLLBACK else None
+    if target is not None:
+        _roll_back(now, target, f"update rolled back {because}")
     else:
         _write(now, pb.UPDATE_STATE_PAUSED, f"update paused {because}")
     return True
@@ -221,14 +223,25 @@ def _stopped_by_failures(now: turn.Turn, progress: _Progress, outdated: int, how
 # ------------------------------------------------------------------ the service object
 
 
-def _can_roll_back(now: turn.Turn) -> bool:
-    return now.state.revisions.get(now.service.previous_revision_id) is not None
+def _before_the_update(now: turn.Turn) -> pb.Revision | None:
+    """The revision to go back to; None when nothing is left of it."""
+    since = stamps.seconds(now.service.update_status.started_at)
+    previous = now.state.revisions.get(now.service.previous_revision_id)
+    if previous is None or stamps.seconds(previous.created_at) < since:
+        return previous
+    # Scaled in the middle: the previous revision is the one that fails.
+    older = [
+        revision
+        for revision in now.state.revisions.where("service", now.service.id)
+        if stamps.seconds(revision.created_at) < since
+    ]
+    return max(older, key=lambda revision: revision.number, default=None)
 
 
-def _roll_back(now: turn.Turn, message: str) -> None:
+def _roll_back(now: turn.Turn, target: pb.Revision, message: str) -> None:
     changed = pb.Service()
     changed.CopyFrom(now.service)
-    changed.revision_id = now.service.previous_revision_id
+    changed.revision_id = target.id
     # What failed is not offered as the next rollback's goal.
     changed.previous_revision_id = ""
     _status(now, changed, pb.UPDATE_STATE_ROLLBACK_STARTED, message)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from manager.orchestrator import update
+from manager.orchestrator import dirty, update
 from manager.store import ops
 from skep import pb, stamps
 from tests.manager.orchestrator import world
@@ -233,7 +233,8 @@ def test_crash_loops_count_once_even_when_their_history_is_trimmed() -> None:
         w.go(for_s=1.0)
     assert w.status("web") == UPDATING
     assert len([task for task in w.tasks("web") if task.slot == 1]) <= 6
-    first = update.attempt(w.the_service("web"), [task for task in w.tasks("web") if task.slot == 1])
+    comparison = dirty.Comparison(w.view, w.the_service("web"))
+    first = update.attempt(w.the_service("web"), comparison, [task for task in w.tasks("web") if task.slot == 1])
     assert first is not None
     assert w.view.tasks.get(first.replaces) is None  # older ones have gone before it
 
@@ -353,6 +354,41 @@ def test_scale_and_update_at_once_do_not_wait_for_each_other() -> None:
     w.go(for_s=10.0)
     assert w.status("web") == COMPLETED
     assert len(w.running("web")) == 4
+
+
+def scale_as_control(w: world.World, replicas: int) -> None:
+    """Scaling leaves the update's status alone."""
+    status = pb.UpdateStatus()
+    status.CopyFrom(w.the_service("web").update_status)
+    w.scale("web", replicas)
+    service = pb.Service()
+    service.CopyFrom(w.the_service("web"))
+    service.update_status.CopyFrom(status)
+    w.write(ops.update(service))
+
+
+def test_scaling_in_the_middle_changes_nothing_about_the_update() -> None:
+    w = running(4, config(delay_s=10.0))
+    w.deploy("web", "demo:2")
+    w.go(for_s=1.0)
+    scale_as_control(w, 5)
+    w.go(for_s=1.0)
+    assert revisions(w) == {"web@1": 3, "web@2": 1, "web@3": 1}  # the worker still rests
+    w.go(for_s=100.0)
+    assert revisions(w) == {"web@2": 1, "web@3": 4}
+    assert w.status("web") == COMPLETED
+
+
+def test_a_rollback_after_scaling_in_the_middle_goes_back_to_what_worked() -> None:
+    w = running(3, config(action=ROLLBACK, delay_s=3.0))
+    w.clock.time += 1.0
+    broken = w.deploy("web", "broken")
+    w.go()
+    scale_as_control(w, 4)
+    w.report(next(task.id for task in w.running("web") if task.revision_id == broken), pb.TASK_STATE_FAILED)
+    w.go(for_s=60.0)
+    assert w.status("web") == (pb.UPDATE_STATE_ROLLBACK_COMPLETED, "rollback completed")
+    assert revisions(w) == {"web@1": 3}
 
 
 def test_an_old_task_that_crashes_comes_back_as_the_new_version() -> None:
