@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 OPS_MAX = 1000  # operations in one transaction; more waits in the next
 OPS_MIN = 10  # a plan that keeps meeting conflicts is committed in ever smaller parts, down to this
 BYTES_MAX = 512 * 1024  # of operations in one transaction: keeps a Raft entry quick to replicate
+REASONS_MAX = 20  # of one plan in the log
 KEYS_MAX = 10_000  # dirty keys kept one by one; beyond that, everything is decided
 COALESCE_S = 0.01  # changes come in bursts: one pass for all that arrive within this
 RETRY_S = 1.0  # pause of a decider after an exception, doubled up to
@@ -238,7 +239,7 @@ class LeaderLoop:
             self._metrics.passes.labels(name).inc()
             self._metrics.duration.labels(name).observe(asyncio.get_running_loop().time() - started)
             seat.schedule(result)
-            for reason in result.reasons:
+            for reason in result.reasons[:REASONS_MAX]:
                 log.debug("decider.reason", decider=name, reason=reason)
             return result
         return None
