@@ -8,8 +8,10 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from manager.store import commit, store
-from skep import clock, ids, pb
+from manager.store import commit
+from manager.store import store as state
+from skep import clock as time
+from skep import ids, pb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +74,20 @@ class LogSource(Protocol):
 class Manager(Protocol):
     """The manager part of this machine, while it has one."""
 
-    node_id: str
-    store: store.Store
-    committer: commit.Committer
-    logs: LogSource
-    join_port: int
+    @property
+    def node_id(self) -> str: ...
+
+    @property
+    def store(self) -> state.Store: ...
+
+    @property
+    def committer(self) -> commit.Committer: ...
+
+    @property
+    def logs(self) -> LogSource: ...
+
+    @property
+    def join_port(self) -> int: ...
 
     @property
     def leader_id(self) -> str:
@@ -88,15 +99,22 @@ class Manager(Protocol):
         ...
 
     def forward(self, request: pb.HttpRequest) -> AsyncIterator[pb.HttpResponsePart]:
-        """Has the leader answer a request. Raises Unavailable when there is none or it does not answer."""
+        """Has the leader answer a request.
+
+        Raises commit.NotProposed when there is none or it cannot be reached, so that the request was certainly not
+        carried out, and Unavailable when it does not answer or breaks off.
+        """
         ...
 
 
 class Machine(Protocol):
     """This machine's daemon."""
 
-    clock: clock.Clock
-    rng: ids.Rng
+    @property
+    def clock(self) -> time.Clock: ...
+
+    @property
+    def rng(self) -> ids.Rng: ...
 
     @property
     def manager(self) -> Manager | None:
