@@ -19,6 +19,7 @@ SOCKET_MODE = 0o600  # whoever can write here owns the cluster
 FOLDER_MODE = 0o700
 BACKLOG = 128
 DRAIN_S = 3.0  # for requests under way when the server stops; streams are then cut
+DISCARD_BYTES_MAX = 64 * 1024 * 1024  # of a body that is too large; beyond it the connection is cut
 CONNECT_S = 1.0  # to find out whether somebody lives behind an old socket
 
 
@@ -123,10 +124,13 @@ async def _body_of(request: web.BaseRequest) -> bytes | None:
     size = 0
     async for piece in request.content.iter_any():
         size += len(piece)
+        if size > messages.BODY_BYTES_MAX + DISCARD_BYTES_MAX:
+            break
         if size > messages.BODY_BYTES_MAX:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
+            pieces.clear()  # read on all the same: most clients look for an answer only after they have sent everything
+        else:
+            pieces.append(piece)
+    return None if size > messages.BODY_BYTES_MAX else b"".join(pieces)
 
 
 def _whole(request: web.BaseRequest, answer: messages.Response) -> web.Response:
