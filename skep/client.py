@@ -165,9 +165,9 @@ class Client:
         timeout_s: float,
     ) -> Reply:
         reading = method == "GET"
-        connection = self._kept if reading and self._kept is not None else None
-        self._kept = None
-        connection = connection or _UnixConnection(self._path, timeout_s=timeout_s)
+        connection = _UnixConnection(self._path, timeout_s=timeout_s)
+        if reading and self._kept is not None:
+            connection, self._kept = self._kept, None
         payload = None if body is None else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} if payload is not None else {}
         try:
@@ -291,13 +291,7 @@ def quote(reference: str) -> str:
     return urllib.parse.quote(reference, safe="")
 
 
-def filters(**wanted: Sequence[str]) -> dict[str, str]:
-    """The `filters` query in Go's form; keys without values are left out. `up_to_date` becomes `_up-to-date`."""
-    spelled = {("_up-to-date" if key == "up_to_date" else key.replace("_", "-")): wanted[key] for key in wanted}
-    return filters_of(spelled)
-
-
 def filters_of(wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """As `filters`, for keys that are spelled as the server wants them."""
+    """The `filters` query in the form of Docker's own client; keys without values are left out."""
     chosen = {key: dict.fromkeys(values, True) for key, values in wanted.items() if values}
     return {"filters": json.dumps(chosen)} if chosen else {}

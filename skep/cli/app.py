@@ -40,6 +40,11 @@ class App:
 
         return client.Client(self.host, wall=self.wall, pause=self.pause, on_retry=self._tell)
 
+    def close(self) -> None:
+        """Drops the connection, if there is one."""
+        if "client" in self.__dict__:
+            self.client.close()
+
     @property
     def on_terminal(self) -> bool:
         """Whether a person watches standard output."""

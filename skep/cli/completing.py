@@ -16,7 +16,9 @@ def _get(context: click.Context, path: str) -> list[Any]:
 
     host = context.find_root().params.get("host") or os.environ.get(app.HOST_VARIABLE) or app.HOST_DEFAULT
     with contextlib.suppress(errors.SkepError):
-        found = client.Client(host, patience_s=0.0, timeout_s=TIMEOUT_S).get(path)
+        connection = client.Client(host, patience_s=0.0, timeout_s=TIMEOUT_S)
+        with contextlib.closing(connection):
+            found = connection.get(path)
         return found if isinstance(found, list) else []
     return []
 

@@ -60,6 +60,7 @@ def cli(context: click.Context, host: str) -> None:
 
 def run(arguments: Sequence[str], *, state: app.App | None = None) -> int:
     """Runs one command line and returns its exit code: 0 when what was asked for came about, 1 when not."""
+    state = state or app.App()
     try:
         code = cli.main(args=list(arguments), prog_name=app.PROGRAM, standalone_mode=False, obj=state)
         sys.stdout.flush()
@@ -76,6 +77,8 @@ def run(arguments: Sequence[str], *, state: app.App | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    finally:
+        state.close()
     return code if isinstance(code, int) else 0
 
 

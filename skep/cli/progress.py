@@ -46,8 +46,7 @@ def wait(
                 service, found, nodes = look()
                 name = str(service["Spec"].get("Name", service_id))
                 step = judge.step(service, found, nodes, now=state.wall.now())
-                if step.outcome is None or not step.outcome.ok:
-                    show(name, step)
+                show(name, step)
                 if step.outcome is not None:
                     break
                 if deadline is not None and state.wall.now() >= deadline:
@@ -128,6 +127,8 @@ class _Lines:
         self._last = ""
 
     def __call__(self, name: str, step: converge.Step) -> None:
+        if step.outcome is not None and step.outcome.ok:
+            return  # the closing line says it
         line = headline(name, step)
         if step.picture.reasons and not step.picture.done:
             line += f" ({step.picture.reasons[0]})"
@@ -141,7 +142,7 @@ def _live() -> Iterator[Show]:
     """A table in place. rich is imported here: nothing but a terminal needs it."""
     from rich import console, live
 
-    screen = console.Console()
+    screen = console.Console(force_terminal=True)
     with live.Live(console=screen, auto_refresh=False) as drawn:
         yield lambda name, step: drawn.update(_table(name, step), refresh=True)
 
