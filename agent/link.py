@@ -10,13 +10,9 @@ from skep import errors, link, pb
 from skep.security import rpc_errors
 from skep.v1 import dispatcher_pb2_grpc
 
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024  # a full set of assignments of a node with very many tasks
-# For the channel that `dial` makes: large assignments, and a silent network is noticed between heartbeats too.
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-]
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # far above what managers put into one message
+# For the channel that `dial` makes, on top of what every channel of the cluster has (keepalive above all).
+CHANNEL_OPTIONS: list[tuple[str, int]] = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
 
 Dial = Callable[[str], grpc.aio.Channel]
 

@@ -62,11 +62,13 @@ class AgentSession:
         self._on_node = on_node
         self._description: pb.NodeDescription | None = None
         self._candidates: list[str] = []
+        self._worked = ""  # the manager of the last session
         self._retry = backoff.Backoff(first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S, rng=rng)
         self._outbox: dict[str, pb.TaskStatus] = {}
         self._outbox_filled = asyncio.Event()
         self._period_s = 0.0
         self._sequence = 0
+        self._gathered: pb.Assignments | None = None  # the full set while its parts come in
         self.manager = ""  # address of the manager that the session is open with; empty = no session
         self.error = ""  # why there is no session, in words
 
@@ -102,7 +104,11 @@ class AgentSession:
 
     def _next_candidate(self) -> str:
         if not self._candidates:
-            self._candidates = sorted(self._managers.addresses(), key=lambda _: self._rng.random())
+            listed = self._managers.addresses()
+            self._candidates = sorted(listed, key=lambda _: self._rng.random())
+            if self._worked and self._worked not in listed:
+                # Tried last: it worked, though the managers do not say so (a list of addresses that lead nowhere).
+                self._candidates.insert(0, self._worked)
         return self._candidates.pop() if self._candidates else ""
 
     async def _one_session(self, addr: str) -> None:
@@ -130,10 +136,11 @@ class AgentSession:
 
     async def _registered(self, stream: link.AgentLink, addr: str, registered: pb.Registered) -> None:
         log.info("session.registered", manager=addr, session=registered.session_id)
-        self.manager, self.error = addr, ""
+        self.manager, self.error, self._worked = addr, "", addr
         self._retry.reset()
         self._candidates = []
         self._sequence = 0
+        self._gathered = pb.Assignments()
         self._heartbeat_every(registered.heartbeat_period)
         self._node_changed(registered.node)
         # Whatever the managers did not get in the session before, they get now: the latest of every task.
@@ -190,10 +197,15 @@ class AgentSession:
 
     def _assigned(self, assignments: pb.Assignments) -> None:
         expected = self._sequence + 1
-        if assignments.sequence != expected or assignments.full != (expected == 1):
+        if assignments.sequence != expected or assignments.full != (self._gathered is not None):
             raise errors.Unavailable(f"assignments {assignments.sequence} came where {expected} was due")
-        self._worker.apply(assignments)
         self._sequence = expected
+        if self._gathered is not None:
+            self._gathered.MergeFrom(assignments)
+            if assignments.more:
+                return
+            assignments, self._gathered = self._gathered, None
+        self._worker.apply(assignments)
 
     def _node_changed(self, node: pb.Node) -> None:
         self._worker.set_node(node)

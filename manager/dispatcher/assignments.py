@@ -4,12 +4,14 @@ Sans-IO, one `Assigner` per session. It sends what the store says now, so change
 collapse into one. An agent's own statuses are not echoed.
 """
 
-from collections.abc import Iterable
 
 from manager.store import views, watching
 from skep import pb
 
-TASKS_MAX = 500  # per difference; the full set always travels whole
+TASKS_MAX = 500  # per message
+MESSAGE_BYTES_MAX = (
+    1024 * 1024
+)  # a message is closed at this size, so it is this and one task with its revision at most
 
 
 class Assigner:
@@ -18,22 +20,29 @@ class Assigner:
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
         self._sequence = 0
+        self._bytes = 0  # of the message that is being built
         self._tasks: dict[str, str] = {}  # its revision, by task
         self._revisions: dict[str, int] = {}  # how many of these tasks name it; the agent has exactly these
 
-    def full(self, view: views.View) -> pb.Assignments:
-        """Everything that is assigned to the node."""
-        message = self._next()
-        message.full = True
+    def full(self, view: views.View) -> list[pb.Assignments]:
+        """Everything that is assigned to the node, in one message or more."""
+        parts = [self._next(full=True)]
         for task in view.tasks.where("node", self._node_id):
-            if task.status.state >= pb.TASK_STATE_ASSIGNED:
-                self._add(message, task, view)
-        return message
+            if task.status.state < pb.TASK_STATE_ASSIGNED:
+                continue
+            if self._is_full(parts[-1]):
+                parts[-1].more = True
+                parts.append(self._next(full=True))
+            self._add(parts[-1], task, view)
+        return parts
 
-    def difference(self, view: views.View, task_ids: Iterable[str]) -> pb.Assignments | None:
-        """What has become of these tasks; None when it is nothing to the node."""
-        message = self._next()
-        for task_id in task_ids:
+    def difference(self, view: views.View, dirty: dict[str, None]) -> pb.Assignments | None:
+        """What has become of these tasks; takes out of `dirty` what it has looked at. None when it is nothing to the
+        node, and then `dirty` is empty."""
+        message = self._next(full=False)
+        while dirty and not self._is_full(message):
+            task_id = next(iter(dirty))
+            del dirty[task_id]
             task = view.tasks.get(task_id)
             if task is not None and task.node_id == self._node_id and task.status.state >= pb.TASK_STATE_ASSIGNED:
                 self._add(message, task, view)
@@ -51,12 +60,17 @@ class Assigner:
         present = [task.id for task in view.tasks.where("node", self._node_id)]
         return list(dict.fromkeys([*present, *self._tasks]))
 
-    def _next(self) -> pb.Assignments:
+    def _next(self, *, full: bool) -> pb.Assignments:
         self._sequence += 1
-        return pb.Assignments(sequence=self._sequence)
+        self._bytes = 0
+        return pb.Assignments(sequence=self._sequence, full=full)
+
+    def _is_full(self, message: pb.Assignments) -> bool:
+        return len(message.tasks) + len(message.removed_tasks) >= TASKS_MAX or self._bytes >= MESSAGE_BYTES_MAX
 
     def _add(self, message: pb.Assignments, task: pb.Task, view: views.View) -> None:
         message.tasks.append(task)
+        self._bytes += task.ByteSize()
         if task.id in self._tasks:
             return
         self._tasks[task.id] = task.revision_id
@@ -64,6 +78,7 @@ class Assigner:
             revision = view.revisions.get(task.revision_id)
             if revision is not None:  # the revision of a task that only waits to be removed may be gone
                 message.revisions.append(revision)
+                self._bytes += revision.ByteSize()
         self._revisions[task.revision_id] = self._revisions.get(task.revision_id, 0) + 1
 
     def _forget_revisions(self) -> None:

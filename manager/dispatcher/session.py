@@ -196,7 +196,9 @@ class Session:
 
     async def _write(self) -> None:
         await self._flush_outbox()
-        await self._stream.send(pb.ManagerMessage(assignments=self._full()))
+        for part in self._assigner.full(self._store.view()):
+            self._metrics.assigned.inc(len(part.tasks))
+            await self._stream.send(pb.ManagerMessage(assignments=part))
         while True:
             await self._flush_outbox()
             if self._heartbeat_due:
@@ -221,21 +223,13 @@ class Session:
         while self._outbox:
             await self._stream.send(self._outbox.popleft())
 
-    def _full(self) -> pb.Assignments:
-        message = self._assigner.full(self._store.view())
-        self._metrics.assigned.inc(len(message.tasks))
-        return message
-
     async def _send_difference(self) -> None:
         """Sends the next part of what is dirty; what is left comes with the next turn of the loop."""
-        part = list(self._dirty)[: assignments.TASKS_MAX]
-        for task_id in part:
-            del self._dirty[task_id]
+        message = self._assigner.difference(self._store.view(), self._dirty)
         if not self._dirty:
             self._ripe = False
         else:
             self._wake.set()
-        message = self._assigner.difference(self._store.view(), part)
         if message is not None:
             self._metrics.assigned.inc(len(message.tasks))
             await self._stream.send(pb.ManagerMessage(assignments=message))

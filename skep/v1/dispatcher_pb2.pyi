@@ -322,9 +322,12 @@ class Assignments(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     REVISIONS_FIELD_NUMBER: _builtins.int
     REMOVED_TASKS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     full: _builtins.bool
     sequence: _builtins.int
-    """1 for the full set, then 2, 3.."""
+    """1, 2, 3.. within the session"""
+    more: _builtins.bool
+    """the full set goes on in the next message, full as well; it counts once it is whole"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Task]:
         """new or changed"""
@@ -343,10 +346,11 @@ class Assignments(_message.Message):
         tasks: _abc.Iterable[_objects_pb2.Task] | None = ...,
         revisions: _abc.Iterable[_objects_pb2.Revision] | None = ...,
         removed_tasks: _abc.Iterable[_builtins.str] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "removed_tasks", b"removed_tasks", "revisions", b"revisions", "sequence", b"sequence", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "more", b"more", "removed_tasks", b"removed_tasks", "revisions", b"revisions", "sequence", b"sequence", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -168,6 +168,20 @@ def test_a_follower_redirects_to_the_leader() -> None:
     virtual_time.run(main)
 
 
+def test_a_manager_that_worked_is_kept_although_it_is_not_listed() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            cluster.addrs = ["nowhere:1"]
+            cluster.dispatcher.managers_changed()
+            await until(lambda: agent.book.addresses() == ["nowhere:1"])
+            await network.open["n1"].close()
+            await until(lambda: not agent.session.manager)
+            await until(lambda: agent.session.manager == "m1:4000")
+            assert "nowhere:1" in network.dialled
+
+    virtual_time.run(main)
+
+
 def test_managers_without_a_leader_do_not_make_an_agent_spin() -> None:
     async def main() -> None:
         network = joined.Network()

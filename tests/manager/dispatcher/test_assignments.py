@@ -39,7 +39,7 @@ def test_the_full_set_holds_what_is_assigned_and_each_revision_once() -> None:
         joined.task("t3", "n2"),
         joined.task("t4", "n1", state=pb.TASK_STATE_PENDING),
     )
-    message = assignments.Assigner("n1").full(held.view())
+    (message,) = assignments.Assigner("n1").full(held.view())
     assert (message.full, message.sequence) == (True, 1)
     assert [each.id for each in message.tasks] == ["t1", "t2"]
     assert [each.id for each in message.revisions] == ["r1"]
@@ -49,9 +49,9 @@ def test_differences_are_numbered_and_an_empty_one_is_none() -> None:
     held = filled(joined.revision(), joined.task("t1", "n1"))
     assigner = assignments.Assigner("n1")
     assigner.full(held.view())
-    assert assigner.difference(held.view(), ["unknown"]) is None
+    assert assigner.difference(held.view(), {"unknown": None}) is None
     write(held, ops.create(joined.task("t2", "n1")), ops.delete(changed(held, "t1")))
-    message = assigner.difference(held.view(), ["t1", "t2"])
+    message = assigner.difference(held.view(), {"t1": None, "t2": None})
     assert message is not None
     assert message.sequence == 2
     assert list(message.removed_tasks) == ["t1"]
@@ -64,9 +64,9 @@ def test_a_revision_comes_again_after_its_last_task_was_removed() -> None:
     assigner = assignments.Assigner("n1")
     assigner.full(held.view())
     write(held, ops.delete(changed(held, "t1")))
-    assigner.difference(held.view(), ["t1"])
+    assigner.difference(held.view(), {"t1": None})
     write(held, ops.create(joined.task("t2", "n1")))
-    message = assigner.difference(held.view(), ["t2"])
+    message = assigner.difference(held.view(), {"t2": None})
     assert message is not None
     assert [each.id for each in message.revisions] == ["r1"]
 
@@ -95,6 +95,32 @@ def test_who_is_concerned_by_a_change() -> None:
     assert assignments.concerned(change) == ["n1"]
 
 
+def test_large_sets_travel_in_parts() -> None:
+    names = [f"t{number:04}" for number in range(assignments.TASKS_MAX * 2 + 1)]
+    held = filled(joined.revision(), *(joined.task(name, "n1") for name in names))
+    assigner = assignments.Assigner("n1")
+    parts = assigner.full(held.view())
+    assert [(each.full, each.more, each.sequence) for each in parts] == [
+        (True, True, 1), (True, True, 2), (True, False, 3),
+    ]  # fmt: skip
+    assert [task.id for each in parts for task in each.tasks] == names
+    write(held, *(ops.delete(changed(held, name)) for name in names))
+    dirty = dict.fromkeys(names)
+    messages = [assigner.difference(held.view(), dirty) for _ in range(3)]
+    assert [name for each in messages if each for name in each.removed_tasks] == names
+    assert not dirty
+
+
+def test_heavy_revisions_travel_in_parts() -> None:
+    heavy = [joined.revision(f"r{number}", image="x" * assignments.MESSAGE_BYTES_MAX) for number in range(3)]
+    held = filled(*heavy, *(joined.task(f"t{number}", "n1", revision_id=f"r{number}") for number in range(3)))
+    assigner = assignments.Assigner("n1")
+    assert [len(each.tasks) for each in assigner.full(held.view())] == [1, 1, 1]
+    dirty = {"t0": None, "t1": None, "t2": None}
+    assert assigner.difference(held.view(), dirty) is not None
+    assert not dirty  # the revisions are there already
+
+
 STEPS = st.lists(st.tuples(st.sampled_from(["put", "drop", "look"]), st.integers(0, 5), st.integers(0, 2)), max_size=30)
 
 
@@ -115,7 +141,8 @@ def test_an_agent_that_follows_the_messages_has_what_the_store_has(steps: list[t
         for each in [each for each in revisions if each not in used]:
             del revisions[each]
 
-    take(assigner.full(held.view()))
+    for part in assigner.full(held.view()):
+        take(part)
     dirty: dict[str, None] = {}
     for verb, number, revision in [*steps, ("look", 0, 0)]:
         name = f"t{number}"
@@ -130,5 +157,5 @@ def test_an_agent_that_follows_the_messages_has_what_the_store_has(steps: list[t
             message = assigner.difference(held.view(), dirty)
             if message is not None:
                 take(message)
-            dirty.clear()
+            assert not dirty
     assert tasks == {each.id: each for each in held.view().tasks}
