@@ -173,8 +173,12 @@ class DevCluster:
 
     async def call(self, node: DevNode, method: str, path: str, body: Any = None) -> Any:
         """One request to a node's API."""
-        connection = client.Client(f"unix://{node.socket}")
-        return (await asyncio.to_thread(connection.request, method, path, body=body, patient=False)).body
+
+        def ask() -> Any:
+            with contextlib.closing(client.Client(f"unix://{node.socket}")) as connection:
+                return connection.request(method, path, body=body, patient=False).body
+
+        return await asyncio.to_thread(ask)
 
     async def start(self, *, fresh: bool, init: dict[str, Any]) -> None:
         """Starts every daemon; a fresh cluster is initialised and joined."""

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -76,8 +77,8 @@ class Cluster:
 
     async def tasks(self, service: str) -> list[Task]:
         """All tasks of a service, dead ones too."""
-        chosen = json.dumps({"service": {service: True}})
-        tasks: list[Task] = await self.call("GET", f"/tasks?filters={chosen}")
+        chosen = urllib.parse.urlencode({"filters": json.dumps({"service": {service: True}})})
+        tasks: list[Task] = await self.call("GET", f"/tasks?{chosen}")
         return tasks
 
     async def running(self, service: str) -> list[Task]:

@@ -27,7 +27,7 @@ BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("service", "create", "--name", "x", "--restart-delay", "soon", "process", "true"), ("restart-delay",)),
     (("service", "create"), ("IMAGE",)),
     (("service", "scale", "taken=many"), ("many",)),
-    (("service", "scale", "nobody=1"), ("nobody", "not found")),
+    (("service", "scale", "nobody=1"), ("nobody", "no such service")),
     (("service", "inspect", "nobody"), ("nobody",)),
     (("service", "rollback", "taken"), ("previous",)),
     (("node", "update", "--availability", "drain", "nobody"), ("nobody",)),

@@ -85,7 +85,8 @@ async def scale_and_update(cluster: harness.Cluster) -> None:
 
 
 async def drain_and_remove(cluster: harness.Cluster) -> None:
-    victim = next(name for name in cluster.names if name != await cluster.leader())
+    leader = await cluster.leader()
+    victim = next(name for name in cluster.names if name != leader)
     ids = {node["Description"]["Hostname"]: node["ID"] for node in await cluster.nodes()}
     await cluster.skep("node", "update", "--availability", "drain", victim)
 
