@@ -160,6 +160,11 @@ class Journal:
         """The newest configuration, committed or not: the one that counts for elections and commits."""
         return self.configuration_at(self.last_index)
 
+    @property
+    def configurations(self) -> list[commands.Members]:
+        """Every configuration that is still known, oldest first."""
+        return [self.snapshot.members, *(members for _, members in self._configurations)]
+
     # ---------------------------------------------------------------- snapshots
 
     def compact(self, taken: snapshot.Snapshot, *, keep_from: int) -> None:

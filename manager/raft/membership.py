@@ -36,6 +36,7 @@ class Membership(library.Library):
         self._parting: dict[str, Parting] = {}
         self._heard_of: tuple[int, commands.Members] = (0, {})  # a newer configuration than the log's, from a peer
         self._configured = -1
+        self._was_member = any(node_id in members for members in journal.configurations)
         super().__init__(node_id=node_id, journal=journal, transport=self.outbox, rng=rng, times=times)
 
     # ---------------------------------------------------------------- reading
@@ -135,6 +136,7 @@ class Membership(library.Library):
             return
         self._configured = self.journal.configuration_version
         index, members = self.journal.configuration
+        self._was_member = self._was_member or self.node_id in members
         for node in list(self._others):
             if node.id not in members:
                 self._drop_member(node, index)
@@ -194,19 +196,24 @@ class Membership(library.Library):
                     self._SyncObj__onReadonlyNodeDisconnected(node)
 
     def hear_of_configuration(self, now: float, index: int, members: Mapping[str, str]) -> None:
-        """A peer says that this configuration, newer than ours, is committed.
+        """A peer says that this configuration is committed.
 
-        It serves as an address book, and tells a node that it was removed while it was away. A node that a leader is
-        feeding learns such things from the log instead: it may just be on its way back in.
+        A newer one serves as an address book, and tells a node that it was removed while it was away. A node that a
+        leader is feeding learns such things from the log instead: it may just be on its way back in.
         """
         self._enter(now)
-        own_index, own = self.journal.configuration
-        if index <= max(own_index, self._heard_of[0]):
-            return
-        if self.node_id in members or self.node_id not in own:
+        if self.node_id not in members and self._is_news_of_removal(index, members):
+            self.removed = self.removed or not self._content()
+        elif index > self._heard_of[0]:
             self._heard_of = index, dict(sorted(members.items()))
-        elif not self._content():
-            self.removed = True
+
+    def _is_news_of_removal(self, index: int, members: Mapping[str, str]) -> bool:
+        """Whether a committed configuration without this node means that it is no member any more."""
+        newest_index, newest = self.journal.configuration
+        if self.journal.configuration_at(index) == (index, members):  # in our log; is anything later in there?
+            return newest_index == index and self._was_member
+        committed_index, committed = self.committed_configuration
+        return index > committed_index and (self.node_id in newest or self.node_id in committed)
 
     def _content(self) -> bool:
         """Whether, as far as this node knows, there is a leader that works; the election layer knows."""

@@ -1,0 +1,187 @@
+"""Managers' consensus in virtual time: the real node, journal and log on a simulated disk and network."""
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from manager.raft import config, core, log, memory_transport, node, ops
+from manager.store import store
+from skep import ids
+from tests import virtual_time
+from tests.simulation import memory_disk, shadow
+
+T = TypeVar("T")
+
+
+class Stopwatch(virtual_time.VirtualLoop):
+    """Virtual time with a look at everything after each turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after_turn: Callable[[], None] = lambda: None
+
+    def _run_once(self) -> None:
+        super()._run_once()  # type: ignore[misc]  # not in the stubs
+        self.after_turn()
+
+
+class SlowDisk:
+    """Offload in virtual time: every call takes a while, before and after it is done."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.stall_s = 0.0
+
+    async def run(self, lane: str, call: Callable[[], T]) -> T:
+        """The result of `call`, some virtual milliseconds later."""
+        await asyncio.sleep(self._rng.uniform(0.0002, 0.004) + self.stall_s)
+        result = call()
+        await asyncio.sleep(self._rng.uniform(0.0, 0.003))
+        return result
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class WatchedLog(log.DurableLog):
+    """The real log, which tells the checker what has become durable."""
+
+    def __init__(self, name: str, handle: memory_disk.Handle, checker: shadow.Checker) -> None:
+        super().__init__(handle)
+        self._name = name
+        self._checker = checker
+
+    def load(self) -> ops.State | None:  # type: ignore[explicit-override]  # typing.override came with Python 3.12
+        state = super().load()
+        self._checker.reloaded(self._name, state)
+        return state
+
+    def write(self, batch: Sequence[ops.Op]) -> None:  # type: ignore[explicit-override]
+        super().write(batch)
+        self._checker.wrote(self._name, batch)
+
+
+class Manager:
+    """One manager through all its runs."""
+
+    def __init__(
+        self, name: str, *, times: config.RaftConfig, seed: int, network: memory_transport.MemoryNetwork,
+        checker: shadow.Checker,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.addr = f"{name}:1"
+        self.disk = memory_disk.MemoryDisk(random.Random(f"{seed} {name} disk"))
+        self.store = store.Store(checking=True)
+        self.node: node.RaftNode | None = None
+        self.core: core.RaftCore | None = None
+        self.runs = 0
+        self.given_up = False  # removed from the cluster for good
+        self.seen = shadow.Applied(0)
+        self.handle = self.disk.handle()
+        self.offload = SlowDisk(random.Random(f"{seed} {name} offload"))
+        self._times = times
+        self._seed = seed
+        self._network = network
+        self._checker = checker
+        self._transport: memory_transport.MemoryTransport | None = None
+        self._ends: list[asyncio.Task[None]] = []
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.node is not None
+
+    async def start(self, *, bootstrap: Mapping[str, str] | None = None, join: Mapping[str, str] | None = None) -> None:
+        """A new run of the process, on whatever the disk holds."""
+        self.runs += 1
+        self.handle = self.disk.handle()
+        self.store = store.Store(checking=True)
+        self.seen = shadow.Applied(0)
+        self._transport = memory_transport.MemoryTransport(node_id=self.name, network=self._network)
+        started = node.RaftNode(
+            node_id=self.name,
+            store=self.store,
+            log=WatchedLog(self.name, self.handle, self._checker),
+            transport=self._transport,
+            clock=virtual_time.LoopClock(),
+            rng=ids.seeded_rng(self._seed * 1000 + self.runs * 10 + int(self.name[1:])),
+            config=self._times,
+            bootstrap=bootstrap,
+            join=join,
+            worker=self.offload,
+        )
+        self.node = started
+        try:
+            await started.start()
+        except memory_disk.Crashed:
+            if self.node is started:
+                await self.kill(power=True)
+            return
+        if self.node is not started:
+            return  # killed while it was starting
+        self.core = started._core
+        machine = started._machine
+        apply = machine.apply
+
+        def applying(index: int, body: bytes) -> object:
+            self._checker.applying(self.name, index, body)
+            return apply(index, body)
+
+        machine.apply = applying  # type: ignore[method-assign,assignment]
+
+    async def kill(self, *, power: bool) -> None:
+        """The process (or, with `power`, the machine) stops at once."""
+        stopped, self.node, self.core = self.node, None, None
+        self.handle.dead = True
+        if self._transport is not None:
+            self._transport.kill()
+        if power:
+            self.disk.lose_power()
+        else:
+            self.disk.settle()
+        if stopped is not None:
+            self._ends.append(asyncio.get_running_loop().create_task(stopped.abort()))
+
+    async def stop(self) -> None:
+        """Stops in order."""
+        stopped, self.node, self.core = self.node, None, None
+        if stopped is not None:
+            await stopped.stop()
+        await asyncio.gather(*self._ends)
+
+
+@dataclasses.dataclass
+class World:
+    """Everything in one simulation."""
+
+    seed: int
+    rng: random.Random
+    network: memory_transport.MemoryNetwork
+    checker: shadow.Checker
+    times: config.RaftConfig
+    managers: dict[str, Manager] = dataclasses.field(default_factory=dict)
+
+    def new_manager(self) -> Manager:
+        """One more machine."""
+        name = f"n{len(self.managers)}"
+        self.managers[name] = Manager(
+            name, times=self.times, seed=self.seed, network=self.network, checker=self.checker
+        )
+        return self.managers[name]
+
+    def alive(self) -> list[Manager]:
+        """Managers whose process runs."""
+        return [manager for manager in self.managers.values() if manager.core is not None]
+
+    def leader(self) -> node.RaftNode | None:
+        """A manager that believes to be in charge; the one of the highest term."""
+        leading = [m.node for m in self.alive() if m.node is not None and m.node.is_leader]
+        return max(leading, key=lambda each: each.term, default=None)
+
+    def look(self) -> None:
+        """Checks every running core."""
+        for manager in self.alive():
+            if manager.core is not None:
+                self.checker.look_at(manager.core, manager.seen)
