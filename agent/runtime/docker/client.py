@@ -66,9 +66,11 @@ def negotiate(*, newest: str, oldest: str) -> Version:
 class Client:
     """One engine. Raises EngineAway, EngineFailed, or Invalid, Denied, NotFound, Conflict with the engine's words."""
 
-    def __init__(self, socket: str) -> None:
+    def __init__(self, socket: str, *, call_s: float = CALL_S) -> None:
+        """`call_s` bounds every call that does not bring a time limit of its own."""
         self.socket = socket.removeprefix("unix://")
         self.version: Version = VERSION_MIN
+        self._call_s = call_s
         self._session: aiohttp.ClientSession | None = None
         self._calls = asyncio.Semaphore(CALLS_MAX)
 
@@ -78,13 +80,22 @@ class Client:
         return self._session is not None
 
     async def open(self) -> None:
-        """Connects and agrees on the API version. Raises EngineAway."""
-        if self._session is None:
+        """Connects and agrees on the API version; again, to agree with an engine that came back. Raises EngineAway."""
+        first = self._session is None
+        if first:
             connector = aiohttp.UnixConnector(self.socket, limit=0)
             # Proxies and cookies of the environment have no business on a local socket.
             self._session = aiohttp.ClientSession(
                 connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
             )
+        try:
+            await self._agree()
+        except errors.SkepError:
+            if first:
+                await self.close()
+            raise
+
+    async def _agree(self) -> None:
         answer = await self._call("GET", "/version", timeout_s=PING_S)
         if not isinstance(answer, dict) or "ApiVersion" not in answer:
             raise EngineAway(f"what answers at {self.socket} is no container engine")
@@ -96,7 +107,7 @@ class Client:
             await self._session.close()
             self._session = None
 
-    async def get(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float = CALL_S) -> Any:
+    async def get(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Any:
         """GET; the decoded JSON."""
         async with self._calls:
             return await self._call("GET", self._versioned(path), query=query, timeout_s=timeout_s)
@@ -107,7 +118,7 @@ class Client:
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        timeout_s: float = CALL_S,
+        timeout_s: float | None = None,
     ) -> Any:
         """POST; the decoded JSON, None when there is none or nothing was to do (304)."""
         async with self._calls:
@@ -117,7 +128,7 @@ class Client:
         """POST that may take its time and so does not count among the calls at the same time."""
         return await self._call("POST", self._versioned(path), query=query, timeout_s=timeout_s)
 
-    async def delete(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float = CALL_S) -> Any:
+    async def delete(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Any:
         """DELETE."""
         async with self._calls:
             return await self._call("DELETE", self._versioned(path), query=query, timeout_s=timeout_s)
@@ -136,7 +147,7 @@ class Client:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=PING_S, sock_read=idle_s)
         async with self._translated(method, path):
             try:
-                async with asyncio.timeout(CALL_S if idle_s is None else max(idle_s, CALL_S)):
+                async with asyncio.timeout(self._call_s if idle_s is None else max(idle_s, self._call_s)):
                     response = await self._open_session().request(
                         method, self._url(self._versioned(path)), params=query, headers=headers, timeout=timeout
                     )
@@ -164,12 +175,12 @@ class Client:
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-        timeout_s: float,
+        timeout_s: float | None,
     ) -> Any:
         async with self._translated(method, path):
             try:
                 async with (
-                    asyncio.timeout(timeout_s),
+                    asyncio.timeout(self._call_s if timeout_s is None else timeout_s),
                     self._open_session().request(
                         method,
                         self._url(path),

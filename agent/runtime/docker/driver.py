@@ -48,11 +48,14 @@ class DockerRuntime:
 
     name = "docker"
 
-    def __init__(self, *, node_id: str, socket: str, clock: clock.Clock, rng: ids.Rng) -> None:
+    def __init__(
+        self, *, node_id: str, socket: str, clock: clock.Clock, rng: ids.Rng, call_s: float = client.CALL_S
+    ) -> None:
+        """`call_s` is how long the engine may take for what it should answer at once."""
         self._node_id = node_id
         self._clock = clock
         self._rng = rng
-        self._engine = client.Client(socket)
+        self._engine = client.Client(socket, call_s=call_s)
         self._images = images.Images(self._engine)
         self._containers: dict[str, str] = {}  # task ID -> container ID
 
