@@ -181,7 +181,7 @@ class Demo:
     async def roll(self) -> None:
         """A new version while a client keeps asking."""
         self.show.title(
-            "Rolling update to version 2, start-first, two at a time, while a client asks 50 times a second"
+            "Rolling update to version 2, start-first, two at a time, while a client keeps asking"
         )
         await self.client.start()
         await self.update(self.spec(replicas=6, version="2"))
