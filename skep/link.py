@@ -22,7 +22,7 @@ MEMORY_BACKLOG_MAX = 64  # messages on their way in one direction before `send` 
 
 
 class Link(Protocol[Out_contra, In_co]):
-    """One end of a stream of messages. Messages arrive in order, each at most once."""
+    """One end of a stream of messages. They arrive in order, each once; a stream that loses one breaks, as TCP does."""
 
     async def send(self, message: Out_contra) -> None:
         """Sends; waits while the other end does not keep up. May be called by several coroutines at once.

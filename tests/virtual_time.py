@@ -33,6 +33,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:  # type: ignore[explicit-override]  # typing.override came with Python 3.12
         return self._jump.now
 
+    def pass_by(self, seconds: float) -> None:
+        """Lets time pass without running anything."""
+        self._jump.now += seconds
+
 
 class LoopClock:
     """Wall-clock time that goes with the running loop."""
@@ -45,6 +49,13 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs a test's coroutine in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(work())
+
+
+def stall(seconds: float) -> None:
+    """The whole process does not run for a while: when it does again, time has passed at once."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.pass_by(seconds)
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 60.0, every_s: float = 0.01) -> None:

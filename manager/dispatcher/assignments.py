@@ -4,7 +4,6 @@ Sans-IO, one `Assigner` per session. It sends what the store says now, so change
 collapse into one. An agent's own statuses are not echoed.
 """
 
-
 from manager.store import views, watching
 from skep import pb
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from manager.dispatcher import assignments, liveness, metrics, nodes, orphans, session, statuses
+from manager.dispatcher import assignments, liveness, metrics, nodes, session, statuses
 from manager.store import commit, store, watching
 from skep import clock, errors, ids, link, pb, stamps
 from skep.security import identity
@@ -51,11 +51,12 @@ class Dispatcher:
         self._metrics = counters or metrics.Metrics()
         self._nodes = nodes.NodeWriter(target=store, committer=committer)
         self._statuses = statuses.StatusWriter(target=store, committer=committer, clock=clock, metrics=self._metrics)
-        self._orphans = orphans.Orphans(target=store, committer=committer, clock=clock)
         self._liveness = liveness.Liveness()
         self._liveness_moved = asyncio.Event()
         self._sessions: dict[str, session.Session] = {}  # by node ID
         self._serving: dict[asyncio.Future[None], None] = {}
+        self._descriptions: dict[str, pb.NodeDescription] = {}  # new ones that are not written yet, by node ID
+        self._described = asyncio.Event()
         self._watch: watching.Watch | None = None
         self._changed = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
@@ -79,13 +80,14 @@ class Dispatcher:
             if node.status.state != pb.NODE_STATE_DOWN:
                 self._expect(node.id)
         self._statuses.forget()
+        self._descriptions.clear()
         self._background = [
             asyncio.create_task(self._supervised(name, loop), name=f"dispatcher.{name}")
             for name, loop in (
                 ("changes", self._follow_changes),
                 ("liveness", self._follow_liveness),
                 ("statuses", self._statuses.run),
-                ("orphans", self._orphans.run),
+                ("descriptions", self._write_descriptions),
             )
         ]
         log.info("dispatcher.started")
@@ -207,12 +209,26 @@ class Dispatcher:
                 case "log":
                     opened.take_log(message.log)
                 case "description":
-                    await self._nodes.describe(opened.node_id, message.description)
+                    # Not awaited: what comes after it, heartbeats above all, must not wait for a commit.
+                    self._descriptions[opened.node_id] = message.description
+                    self._described.set()
                 case _:
                     log.debug("session.message_unknown", node=opened.node_id)
             taken += 1
             if taken % MESSAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+    async def _write_descriptions(self) -> None:
+        while True:
+            await self._described.wait()
+            self._described.clear()
+            batch, self._descriptions = self._descriptions, {}
+            try:
+                await self._nodes.describe(batch)
+            except errors.Unavailable:
+                self._descriptions = batch | self._descriptions
+                self._described.set()
+                await asyncio.sleep(RETRY_S)
 
     # ---------------------------------------------------------------- heartbeats
 
@@ -244,7 +260,7 @@ class Dispatcher:
         owed: dict[str, liveness.Verdict] = {}  # verdicts that could not be written yet
         while True:
             loop = asyncio.get_running_loop()
-            owed |= dict(self._liveness.due(loop.time()))
+            owed |= self._silent(loop.time())
             if owed:
                 try:
                     await self._pronounce(owed)
@@ -259,6 +275,21 @@ class Dispatcher:
                     await self._liveness_moved.wait()
             except TimeoutError:
                 continue
+
+    def _silent(self, now: float) -> dict[str, liveness.Verdict]:
+        """The nodes whose time is up, unless it is this manager that did not look for a while."""
+        at = self._liveness.next_at()
+        silent = dict(self._liveness.due(now))
+        if at is None or now - at <= self._period_s() / 2:
+            return silent
+        # Stopped, starved or swapped out: the agents' words may be waiting unread. They get a second chance.
+        log.warning("dispatcher.stalled", stalled_s=round(now - at, 1), nodes=len(silent))
+        for node_id, verdict in silent.items():
+            if verdict is liveness.Verdict.DOWN:
+                self._heard(node_id)
+            else:
+                self._expect(node_id)
+        return {}
 
     async def _pronounce(self, verdicts: dict[str, liveness.Verdict]) -> None:
         """Writes verdicts, unless the node was heard of meanwhile."""

@@ -31,6 +31,13 @@ def down(message: str) -> Change:
     return change
 
 
+def _described(description: pb.NodeDescription) -> Change:
+    def change(node: pb.Node) -> None:
+        node.description.CopyFrom(description)
+
+    return change
+
+
 def unknown(node: pb.Node) -> None:
     """Nothing is known of the node since this manager leads; one that is down stays down."""
     if node.status.state not in {pb.NODE_STATE_DOWN, pb.NODE_STATE_UNKNOWN}:
@@ -62,9 +69,9 @@ class NodeWriter:
             await self._committer.barrier()
         return self._get(node_id)
 
-    async def describe(self, node_id: str, description: pb.NodeDescription) -> None:
-        """Takes a new description of a registered node."""
-        await self.change({node_id: lambda node: node.description.CopyFrom(description)})
+    async def describe(self, descriptions: Mapping[str, pb.NodeDescription]) -> None:
+        """Takes new descriptions of registered nodes. Raises Unavailable as `change` does."""
+        await self.change({node_id: _described(description) for node_id, description in descriptions.items()})
 
     async def change(self, changes: Mapping[str, Change]) -> bool:
         """Applies each change to its node; False when nothing had to be written. Nodes that are gone are skipped.

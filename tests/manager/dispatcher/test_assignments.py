@@ -144,13 +144,16 @@ def test_an_agent_that_follows_the_messages_has_what_the_store_has(steps: list[t
     for part in assigner.full(held.view()):
         take(part)
     dirty: dict[str, None] = {}
-    for verb, number, revision in [*steps, ("look", 0, 0)]:
-        name = f"t{number}"
-        exists = held.view().tasks.get(name) is not None
+    names: dict[int, str] = {}
+    for turn, (verb, number, revision) in enumerate([*steps, ("look", 0, 0)]):
+        exists = number in names
+        name = names.get(number, f"t{number}-{turn}")  # an ID is never used again
         if verb == "put" and not exists:
+            names[number] = name
             write(held, ops.create(joined.task(name, "n1", revision_id=f"r{revision}")))
             dirty[name] = None
         elif verb == "drop" and exists:
+            del names[number]
             write(held, ops.delete(changed(held, name)))
             dirty[name] = None
         elif verb == "look":

@@ -1,8 +1,8 @@
-"""The dispatcher's own writes under trouble: races, refused commits, orphans, a watcher that lagged."""
+"""The dispatcher's own writes under trouble: races, refused commits, a stalled process, a watcher that lagged."""
 
 import asyncio
 
-from manager.dispatcher import nodes, orphans
+from manager.dispatcher import nodes
 from manager.store import ops
 from skep import errors, pb
 from tests import virtual_time
@@ -83,26 +83,26 @@ def test_after_a_lag_agents_still_get_everything() -> None:
     virtual_time.run(main)
 
 
-def test_tasks_of_a_node_that_is_down_for_a_day_are_given_up() -> None:
+def test_a_manager_that_was_stopped_for_a_while_does_not_blame_the_nodes() -> None:
     async def main() -> None:
-        cluster = joined.Cluster(joined.Network())
-        await cluster.create(
-            joined.node("n1", state=pb.NODE_STATE_DOWN),
-            joined.node("n2", state=pb.NODE_STATE_READY),
-            joined.task("t1", "n1", state=pb.TASK_STATE_RUNNING),
-            joined.task("t2", "n1", state=pb.TASK_STATE_FAILED),
-            joined.task("t3", "n2", state=pb.TASK_STATE_RUNNING),
-        )
-        keeper = orphans.Orphans(target=cluster.store, committer=cluster.committer, clock=cluster.clock)
-        work = asyncio.create_task(keeper.run())
-        await virtual_time.holds(
-            lambda: cluster.state("t1") == pb.TASK_STATE_RUNNING, for_s=orphans.DOWN_S - 60, every_s=600
-        )
-        await until(lambda: cluster.state("t1") == pb.TASK_STATE_ORPHANED, within_s=300, every_s=10)
-        assert cluster.state("t2") == pb.TASK_STATE_FAILED
-        assert cluster.state("t3") == pb.TASK_STATE_RUNNING
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        async with joined.joined("n1", "n2") as (_, cluster, (_one, two)):
+            await two.stop()
+            virtual_time.stall(90.0)
+            await virtual_time.holds(lambda: cluster.node("n1").status.state == pb.NODE_STATE_READY, for_s=60)
+            assert cluster.node("n2").status.state == pb.NODE_STATE_DOWN  # this one was really gone
+
+    virtual_time.run(main)
+
+
+def test_a_description_that_cannot_be_written_holds_up_no_heartbeat() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (_, cluster, (agent,)):
+            cluster.committer.refusals = [errors.Unavailable("no quorum") for _ in range(60)]
+            agent.runtime._resources.memory_bytes = 5
+            session = agent.session
+            await until(lambda: cluster.node("n1").description.resources.memory_bytes == 5, within_s=120)
+            assert cluster.node("n1").status.state == pb.NODE_STATE_READY
+            assert session.error == ""
 
     virtual_time.run(main)
 
