@@ -248,8 +248,10 @@ class ProcessRuntime:
         return dataclasses.replace(seen, phase=base.Phase.RUNNING, pid=run.pid, healthy=verdict)
 
     async def list(self) -> list[str]:
-        """Tasks with a directory here."""
-        return sorted(entry.name for entry in self._root.iterdir() if entry.is_dir())
+        """Tasks with a directory here, also a half-made one; not those of a node that used this directory before."""
+        found = sorted(entry.name for entry in self._root.iterdir() if entry.is_dir() and entry.name.isalnum())
+        tasks = [(task_id, self._directory(task_id).read_task()) for task_id in found]
+        return [task_id for task_id, task in tasks if task is None or task.node_id == self._node_id]
 
     def events(self) -> AsyncIterator[str]:
         """See base.Runtime."""

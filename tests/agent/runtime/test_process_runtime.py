@@ -506,3 +506,43 @@ def test_supervisor_is_small_and_starts_fast(tmp_path: pathlib.Path) -> None:
         assert rss_kb < 15 * 1024
 
     with_runtime(tmp_path, body)
+
+
+def test_a_start_that_is_broken_off_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+    async def body(runtime: process.ProcessRuntime) -> None:
+        for pauses in range(0, 30, 3):  # cancelled at ever later moments
+            work = workloads.workload("sleep", "6543")
+            await runtime.prepare(work, lambda _: None)
+            starting = asyncio.create_task(runtime.start(work))
+            for _ in range(pauses):
+                await asyncio.sleep(0.001)
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            await runtime.remove(work.task.id)
+            assert await runtime.observe(work.task.id) == base.ABSENT
+            marks = [f"SKEP_TASK_ID={work.task.id}"]
+            assert not [pid for pid in proof.pids() if proof.environ_holds(pid, marks)]
+        assert not list(tmp_path.iterdir())
+
+    with_runtime(tmp_path, body)
+
+
+def test_close_stops_nothing_and_another_nodes_tasks_are_not_ours(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        work = workloads.workload("sleep", "600")
+        first = make(tmp_path)
+        await first.open()
+        before = await workloads.run(first, work)
+        await first.close()
+        assert not gone(before.pid)
+        other = process.ProcessRuntime(
+            node_id="another", directory=tmp_path, clock=clock.SystemClock(), rng=ids.system_rng()
+        )
+        await other.open()
+        assert await other.list() == []
+        await other.close()
+        async with opened(tmp_path) as again:
+            assert await again.observe(work.task.id) == before
+
+    asyncio.run(main())

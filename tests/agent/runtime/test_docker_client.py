@@ -1,0 +1,188 @@
+"""The Docker runtime against a fake engine that can be told to misbehave."""
+
+import asyncio
+import contextlib
+import json
+import pathlib
+import urllib.parse
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from agent.runtime import base, docker
+from agent.runtime.docker import client, images
+from skep import clock, errors, ids
+
+Handler = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
+VERSION = {"ApiVersion": "1.41", "MinAPIVersion": "1.12"}
+
+
+async def answer(writer: asyncio.StreamWriter, status: int, body: object) -> None:
+    data = json.dumps(body).encode()
+    writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(data)) + data)
+    await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def engine(path: pathlib.Path, handler: Handler) -> AsyncIterator[None]:
+    """Answers /version itself; everything else goes to the handler as 'METHOD /path' without the version."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                method, target, _ = head.split(b"\r\n")[0].decode().split()
+                parts = urllib.parse.urlsplit(target)
+                if parts.path == "/version":
+                    await answer(writer, 200, VERSION)
+                    continue
+                query = dict(urllib.parse.parse_qsl(parts.query))
+                await handler(f"{method} {parts.path.removeprefix('/v1.41')}", query, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def connected(path: pathlib.Path, *, call_s: float = 30.0) -> AsyncIterator[client.Client]:
+    made = client.Client(str(path), call_s=call_s)
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def test_statuses_become_errors(tmp_path: pathlib.Path) -> None:
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        await answer(writer, int(query["status"]), {"message": f"words {query['status']}"})
+
+    async def main() -> None:
+        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
+            expected: list[tuple[str, type[errors.SkepError]]] = [
+                ("400", errors.Invalid), ("404", errors.NotFound), ("409", errors.Conflict),
+                ("500", client.EngineFailed), ("503", client.EngineFailed), ("403", errors.Denied),
+            ]  # fmt: skip
+            for status, kind in expected:
+                with pytest.raises(kind, match=f"words {status}"):
+                    await made.get("/x", query={"status": status})
+            assert await made.post("/x", query={"status": "200"}) == {"message": "words 200"}
+
+    asyncio.run(main())
+
+
+def test_silence_nonsense_and_hang_ups_are_temporary(tmp_path: pathlib.Path) -> None:
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        if call.endswith("/silent"):
+            await asyncio.sleep(0)
+            return
+        if call.endswith("/nonsense"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxyz")
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 300\r\n\r\n{")
+        writer.close()
+
+    async def main() -> None:
+        async with engine(tmp_path / "s", handler), connected(tmp_path / "s", call_s=0.1) as made:
+            for path, words in (("/silent", "in time"), ("/nonsense", "no JSON"), ("/hangup", "broke off")):
+                with pytest.raises(base.TaskTemporary, match=words):
+                    await made.get(path)
+
+    asyncio.run(main())
+
+
+def test_no_engine_there(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        made = client.Client(f"unix://{tmp_path}/nothing")
+        with pytest.raises(errors.Unavailable, match="nothing: No such file or directory"):
+            await made.open()
+        assert not made.is_open
+        with pytest.raises(errors.Unavailable, match="closed"):
+            await made.get("/x")
+
+    asyncio.run(main())
+
+
+def test_one_pull_for_many_waiting_tasks(tmp_path: pathlib.Path) -> None:
+    pulls: list[dict[str, str]] = []
+    release = asyncio.Event()
+
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        if call.startswith("GET /images/"):
+            await answer(writer, 200 if release.is_set() else 404, {"message": "no such image"})
+            return
+        pulls.append(query)
+        await release.wait()
+        await answer(writer, 200, {"status": "done"})
+
+    async def main() -> None:
+        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
+            store, said = images.Images(made), list[str]()
+            waiting = [
+                asyncio.create_task(store.ensure("web:1", auth="secret", progress=said.append)) for _ in range(20)
+            ]
+            while not pulls:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            waiting[0].cancel()  # the one that started the pull is not wished any more
+            release.set()
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes[1:]] == [type(None)] * 19
+            assert pulls == [{"fromImage": "web", "tag": "1"}]
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_pull_errors_within_the_stream(tmp_path: pathlib.Path) -> None:
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        if call.startswith("GET /images/"):
+            await answer(writer, 404, {"message": "no such image"})
+        elif query["fromImage"] == "gone":
+            await answer(writer, 200, {"error": "manifest unknown", "errorDetail": {"message": "manifest unknown"}})
+        elif query["fromImage"] == "denied":
+            await answer(writer, 404, {"message": "pull access denied for denied"})
+        else:
+            await answer(writer, 500, {"message": "dial tcp 1.2.3.4:443: i/o timeout"})
+
+    async def main() -> None:
+        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
+            store = images.Images(made)
+            for image, kind in (("gone", base.TaskFatal), ("denied", base.TaskFatal), ("busy", base.TaskTemporary)):
+                with pytest.raises(kind, match=f"cannot pull image {image}: "):
+                    await store.ensure(image, auth="", progress=lambda _: None)
+
+    asyncio.run(main())
+
+
+def test_events_reconnect_and_say_so(tmp_path: pathlib.Path) -> None:
+    connections: list[dict[str, str]] = []
+
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        assert call == "GET /events"
+        connections.append(query)
+        event = {"Action": "die", "Actor": {"Attributes": {"io.skep.task": f"t{len(connections)}"}}}
+        data = json.dumps(event).encode() + b"\n"
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + data)
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        runtime = docker.DockerRuntime(
+            node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1)
+        )
+        async with engine(tmp_path / "s", handler):
+            await runtime.open()
+            events = runtime.events()
+            assert [await anext(events) for _ in range(4)] == ["", "t1", "", "t2"]
+            assert json.loads(connections[0]["filters"])["label"] == ["io.skep.node=n1"]
+            await runtime.close()
+            rest = [event async for event in events]
+            assert len(rest) <= 1
+
+    asyncio.run(main())
