@@ -1,85 +1,22 @@
 """The API as its clients see it, without a socket: shapes, statuses, texts, headers, filters."""
 
-import asyncio
 import base64
 import json
-import struct
-import urllib.parse
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from manager.http import api, messages
-from manager.store import commit
-from skep import errors, jsonmap, pb
-from tests.manager.http import fake_machine
+from skep import jsonmap, pb
+from tests.manager.http import rigs
 
 HOST_PORT = {"TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}
-
-
-def spec(name: str = "web", *, replicas: int = 2, **task: Any) -> dict[str, Any]:
-    return {
-        "Name": name,
-        "TaskTemplate": {"ContainerSpec": {"Image": "nginx"}, **task},
-        "Mode": {"Replicated": {"Replicas": replicas}},
-    }
-
-
-class Rig:
-    """One machine and its API."""
-
-    def __init__(self, *, seed: int = 1) -> None:
-        self.machine = fake_machine.FakeMachine(seed=seed)
-        self.api = api.Api(self.machine, leader_patience_s=0.2)
-
-    @property
-    def manager(self) -> fake_machine.FakeManager:
-        assert self.machine.manager is not None
-        return self.machine.manager
-
-    async def ask(self, method: str, target: str, body: Any = None, **headers: str) -> fake_machine.Answer:
-        raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        response = await self.api.handle(messages.Request(method=method, target=target, headers=named, body=raw))
-        return await fake_machine.read(response)
-
-    async def get(self, target: str, **query: Any) -> Any:
-        """The JSON of an answer that must be 200."""
-        encoded = {key: value if isinstance(value, str) else json.dumps(value) for key, value in query.items()}
-        answer = await self.ask("GET", target + ("?" + urllib.parse.urlencode(encoded) if encoded else ""))
-        assert answer.status == 200, answer.body
-        return json.loads(answer.body)
-
-    async def create(self, body: dict[str, Any]) -> str:
-        answer = await self.ask("POST", "/services/create", body)
-        assert answer.status == 201, answer.body
-        return str(json.loads(answer.body)["ID"])
-
-    async def refused(self, method: str, target: str, body: Any = None) -> tuple[int, str]:
-        answer = await self.ask(method, target, body)
-        assert answer.status >= 400
-        assert answer.headers["Content-Type"] == "application/json"
-        return answer.status, str(json.loads(answer.body)["message"])
-
-
-def with_rig(work: Callable[[Rig], Awaitable[None]], *, found: bool = True) -> None:
-    async def main() -> None:
-        rig = Rig()
-        if found:
-            await rig.machine.found()
-        await work(rig)
-        if rig.machine.manager is not None:
-            rig.manager.store.verify()
-
-    asyncio.run(main())
 
 
 # -------------------------------------------------------------------- protocol
 
 
 def test_ping_and_headers() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         for method in ("GET", "HEAD"):
             answer = await rig.ask(method, "/_ping")
             assert (answer.status, answer.body) == (200, b"OK")
@@ -88,7 +25,7 @@ def test_ping_and_headers() -> None:
             assert answer.headers["Swarm"] == "active/manager"
         assert (await rig.ask("OPTIONS", "/anything")).status == 200
 
-    with_rig(work)
+    rigs.run(work)
 
 
 REFUSALS: list[tuple[str, str, Any, int, str]] = [
@@ -110,17 +47,17 @@ REFUSALS: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/services/create", None, 400, "mismatched Runtime and *Spec fields"),
     ("POST", "/services/create", b"{", 400, "invalid JSON: "),
     ("POST", "/services/create", [], 400, "expected an object, got a list"),
-    ("POST", "/services/create", spec(replicas=-1), 400,
+    ("POST", "/services/create", rigs.spec(replicas=-1), 400,
      "Mode.Replicated.Replicas: expected a non-negative integer, got -1"),
-    ("POST", "/services/create", spec("a b"), 400, "name must be valid as a DNS name component"),
-    ("POST", "/services/create", spec(Placement={"Constraints": ["x"]}), 400,
+    ("POST", "/services/create", rigs.spec("a b"), 400, "name must be valid as a DNS name component"),
+    ("POST", "/services/create", rigs.spec(Placement={"Constraints": ["x"]}), 400,
      "constraint expected one operator from ==, !="),
-    ("POST", "/services/create", {**spec(), "Mode": {"Global": {}}}, 501, "this version of skep runs replicated "),
-    ("POST", "/services/create", {**spec(), "EndpointSpec": {"Ports": [{"TargetPort": 80}]}}, 501,
+    ("POST", "/services/create", {**rigs.spec(), "Mode": {"Global": {}}}, 501, "this version of skep runs replicated "),
+    ("POST", "/services/create", {**rigs.spec(), "EndpointSpec": {"Ports": [{"TargetPort": 80}]}}, 501,
      "this version of skep has no routing mesh"),
-    ("POST", "/services/web/update", spec(), 400, "invalid service version '': "),
-    ("POST", "/services/web/update?version=-1", spec(), 400, "invalid service version '-1': "),
-    ("POST", "/services/web/update?version=1", spec(), 404, "service web not found"),
+    ("POST", "/services/web/update", rigs.spec(), 400, "invalid service version '': "),
+    ("POST", "/services/web/update?version=-1", rigs.spec(), 400, "invalid service version '-1': "),
+    ("POST", "/services/web/update?version=1", rigs.spec(), 404, "service web not found"),
     ("POST", "/networks/create", {"Name": "n"}, 501, "this version of skep does not implement networks"),
     ("GET", '/services?filters={"foo":["a"]}', None, 400, "invalid filter 'foo'"),
     ("GET", '/services?filters={"name":"a"}', None, 400, "invalid filter 'name': expected a list of values"),
@@ -143,41 +80,41 @@ REFUSALS: list[tuple[str, str, Any, int, str]] = [
     ("method", "target", "body", "status", "text"), REFUSALS, ids=[f"{r[0]} {r[1]} {r[4][:20]}" for r in REFUSALS]
 )
 def test_refusals(method: str, target: str, body: Any, status: int, text: str) -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         index = rig.manager.store.index
         found = await rig.refused(method, target, body)
         assert found[0] == status, found
         assert found[1].startswith(text), found
         assert rig.manager.store.index == index
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_other_content_types_are_refused() -> None:
-    async def work(rig: Rig) -> None:
-        answer = await rig.ask("POST", "/services/create", spec(), content_type="text/plain")
+    async def work(rig: rigs.Rig) -> None:
+        answer = await rig.ask("POST", "/services/create", rigs.spec(), content_type="text/plain")
         assert answer.status == 400
         assert b"unsupported Content-Type header (text/plain): must be 'application/json'" in answer.body
-        answer = await rig.ask("POST", "/services/create", spec(), content_type="application/json; charset=utf-8")
+        answer = await rig.ask("POST", "/services/create", rigs.spec(), content_type="application/json; charset=utf-8")
         assert answer.status == 201
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_an_unexpected_error_is_500_and_names_no_details() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         rig.manager.standing = None  # type: ignore[assignment]
         status, message = await rig.refused("GET", "/nodes/n1")
         assert (status, message) == (500, "internal error (AttributeError); the log says more")
 
-    with_rig(work)
+    rigs.run(work)
 
 
 # -------------------------------------------------------------------- outside a cluster, and on workers
 
 
 def test_a_machine_in_no_cluster() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         for target in ("/services", "/nodes", "/tasks", "/swarm", "/skep/v1/leader"):
             status, message = await rig.refused("GET", target)
             assert status == 503
@@ -193,11 +130,11 @@ def test_a_machine_in_no_cluster() -> None:
         rig.machine.state = "pending"
         assert (await rig.refused("GET", "/services"))[1].endswith("has trouble connecting to the cluster.")
 
-    with_rig(work, found=False)
+    rigs.run(work, found=False)
 
 
 def test_init_and_join() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         for body, text in (
             ({"RemoteAddrs": []}, "at least 1 RemoteAddr is required to join"),
             ({"RemoteAddrs": ["a:1"]}, "JoinToken: a join token is required"),
@@ -229,14 +166,14 @@ def test_init_and_join() -> None:
         assert (await rig.ask("POST", "/swarm/leave?force=True")).status == 200
         assert rig.machine.leaves == [True]
 
-    with_rig(work, found=False)
+    rigs.run(work, found=False)
 
 
 # -------------------------------------------------------------------- swarm, info, nodes
 
 
 def test_swarm_shows_tokens_and_never_keys() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         swarm = await rig.get("/v1.41/swarm")
         assert set(swarm["JoinTokens"]) == {"Worker", "Manager"}
         assert swarm["TLSInfo"]["TrustRoot"].startswith("-----BEGIN CERTIFICATE-----")
@@ -259,11 +196,11 @@ def test_swarm_shows_tokens_and_never_keys() -> None:
         assert rotated["JoinTokens"]["Manager"] == swarm["JoinTokens"]["Manager"]
         assert (await rig.refused("POST", target, swarm["Spec"]))[1] == "update out of sequence"
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_nodes() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         nodes = {node["Description"]["Hostname"]: node for node in await rig.get("/nodes")}
         assert nodes["n0"]["ManagerStatus"] == {"Leader": True, "Reachability": "reachable", "Addr": "127.0.0.1:2377"}
         assert "ManagerStatus" not in nodes["n1"]
@@ -288,15 +225,15 @@ def test_nodes() -> None:
         leader = await rig.get("/skep/v1/leader")
         assert leader == {"NodeID": rig.manager.node_id, "Addr": "127.0.0.1:2377"}
 
-    with_rig(work)
+    rigs.run(work)
 
 
 # -------------------------------------------------------------------- services and tasks
 
 
 def test_a_service_from_creation_to_removal() -> None:
-    async def work(rig: Rig) -> None:
-        body = {**spec(), "EndpointSpec": {"Ports": [HOST_PORT]}}
+    async def work(rig: rigs.Rig) -> None:
+        body = {**rigs.spec(), "EndpointSpec": {"Ports": [HOST_PORT]}}
         service_id = await rig.create(body)
         shown = await rig.get(f"/services/{service_id}")
         port = {"Protocol": "tcp", **HOST_PORT}
@@ -311,7 +248,7 @@ def test_a_service_from_creation_to_removal() -> None:
         (listed,) = await rig.get("/services", status="true")
         assert listed["ServiceStatus"] == {"RunningTasks": 2, "DesiredTasks": 2, "CompletedTasks": 0}
         version = listed["Version"]["Index"]
-        changed = spec()
+        changed = rigs.spec()
         changed["TaskTemplate"]["ContainerSpec"]["Image"] = "nginx:2"
         answer = await rig.ask("POST", f"/services/web/update?version={version}&rollback=none", changed)
         assert json.loads(answer.body) == {"Warnings": None}
@@ -331,36 +268,36 @@ def test_a_service_from_creation_to_removal() -> None:
         assert (answer.status, answer.body) == (200, b"")
         assert await rig.get("/services") == []
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_modes_are_spelled_out_and_names_invented() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         service_id = await rig.create({"TaskTemplate": {"ContainerSpec": {"Image": "nginx"}}, "Future": 1})
         shown = await rig.get(f"/services/{service_id}")
         assert shown["Spec"]["Mode"] == {"Replicated": {"Replicas": 1}}
         assert shown["Spec"]["Name"]
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_the_registry_password_never_comes_back() -> None:
-    async def work(rig: Rig) -> None:
-        answer = await rig.ask("POST", "/services/create", spec(), x_registry_auth="c2VjcmV0")
+    async def work(rig: rigs.Rig) -> None:
+        answer = await rig.ask("POST", "/services/create", rigs.spec(), x_registry_auth="c2VjcmV0")
         assert answer.status == 201
         await rig.machine.settle()
         for target in ("/services", "/tasks", "/skep/v1/services/web/revisions"):
             assert "c2VjcmV0" not in json.dumps(await rig.get(target))
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_service_filters() -> None:
-    async def work(rig: Rig) -> None:
-        labelled = {**spec("api"), "Labels": {"tier": "back", "x": ""}}
+    async def work(rig: rigs.Rig) -> None:
+        labelled = {**rigs.spec("api"), "Labels": {"tier": "back", "x": ""}}
         service_id = await rig.create(labelled)
-        await rig.create(spec("apiary"))
-        await rig.create(spec("web"))
+        await rig.create(rigs.spec("apiary"))
+        await rig.create(rigs.spec("web"))
         for wanted, found in (
             ({}, 3),
             ({"name": ["api"]}, 2),
@@ -377,13 +314,13 @@ def test_service_filters() -> None:
         ):
             assert len(await rig.get("/services", filters=wanted)) == found, wanted
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_tasks() -> None:
-    async def work(rig: Rig) -> None:
-        service_id = await rig.create({**spec(replicas=3), "Labels": {"com.docker.stack.namespace": "st"}})
-        await rig.create(spec("other", replicas=1))
+    async def work(rig: rigs.Rig) -> None:
+        service_id = await rig.create({**rigs.spec(replicas=3), "Labels": {"com.docker.stack.namespace": "st"}})
+        await rig.create(rigs.spec("other", replicas=1))
         await rig.machine.settle()
         tasks = await rig.get("/tasks", filters={"service": {"web": True}})
         assert sorted(task["Slot"] for task in tasks) == [1, 2, 3]
@@ -409,12 +346,12 @@ def test_tasks() -> None:
         ):
             assert len(await rig.get("/tasks", filters=wanted)) == found, wanted
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_up_to_date_means_what_the_service_asks_for_now() -> None:
-    async def work(rig: Rig) -> None:
-        await rig.create(spec())
+    async def work(rig: rigs.Rig) -> None:
+        await rig.create(rigs.spec())
         await rig.machine.settle()
         current = {"service": ["web"], "_up-to-date": ["true"], "desired-state": ["running"]}
 
@@ -422,201 +359,23 @@ def test_up_to_date_means_what_the_service_asks_for_now() -> None:
             version = (await rig.get("/services/web"))["Version"]["Index"]
             assert (await rig.ask("POST", f"/services/web/update?version={version}", body)).status == 200
 
-        await update(spec(replicas=4))
+        await update(rigs.spec(replicas=4))
         assert len(await rig.get("/tasks", filters=current)) == 2
-        await update(spec(replicas=4, ForceUpdate=1))
+        await update(rigs.spec(replicas=4, ForceUpdate=1))
         assert await rig.get("/tasks", filters=current) == []
         await rig.machine.settle()
         assert len(await rig.get("/tasks", filters=current)) == 4
         assert (await rig.get("/services/web"))["UpdateStatus"]["State"] == "completed"
 
-    with_rig(work)
+    rigs.run(work)
 
 
 def test_empty_lists_of_what_is_not_there() -> None:
-    async def work(rig: Rig) -> None:
+    async def work(rig: rigs.Rig) -> None:
         for target in ("/containers/json", "/images/json", "/networks", "/secrets", "/configs", "/plugins"):
             assert await rig.get(target) == []
         assert await rig.get("/volumes") == {"Volumes": [], "Warnings": None}
         answer = await rig.ask("GET", "/metrics")
         assert answer.headers["Content-Type"].startswith("text/plain")
 
-    with_rig(work)
-
-
-# -------------------------------------------------------------------- logs
-
-
-def frames(body: bytes) -> list[tuple[int, bytes]]:
-    found: list[tuple[int, bytes]] = []
-    while body:
-        stream, length = struct.unpack(">BxxxL", body[:8])
-        found.append((stream, body[8 : 8 + length]))
-        body = body[8 + length :]
-    return found
-
-
-def test_logs_of_a_service_and_of_a_task() -> None:
-    async def work(rig: Rig) -> None:
-        service_id = await rig.create(spec(replicas=1))
-        await rig.machine.settle()
-        (task,) = await rig.get("/tasks")
-        rig.manager.logs.add(task["ID"], b"one\n")
-        rig.manager.logs.add(task["ID"], b"two\n", stream=pb.LOG_STREAM_STDERR)
-        answer = await rig.ask("GET", "/services/web/logs?stdout=1&stderr=1&details=1&tail=7&since=12.5")
-        details = (
-            f"com.docker.swarm.node.id={task['NodeID']},com.docker.swarm.service.id={service_id},"
-            f"com.docker.swarm.task.id={task['ID']} "
-        ).encode()
-        assert frames(answer.body) == [(1, details + b"one\n"), (2, details + b"two\n")]
-        query = rig.manager.logs.queries[-1]
-        assert (query.tail, query.since, query.follow) == (7, 12.5, False)
-        answer = await rig.ask("GET", f"/tasks/{task['ID']}/logs?stdout=True&timestamps=1")
-        first = frames(answer.body)[0][1]
-        stamp, _, rest = first.partition(b" ")
-        assert (len(stamp), rest) == (30, b"one\n")
-        assert rig.manager.logs.queries[-1].stderr is False
-        for target, text in (
-            ("/services/web/logs", "Bad parameters: you must choose at least one stream"),
-            ("/services/web/logs?stdout=1&tail=x", "tail: expected a number of lines or all, got 'x'"),
-            ("/services/web/logs?stdout=1&since=x", "since: expected seconds since the epoch, got 'x'"),
-            ("/services/nope/logs?stdout=1", "service nope not found"),
-        ):
-            assert (await rig.refused("GET", target))[1] == text
-
-    with_rig(work)
-
-
-def test_logs_of_a_terminal_are_not_framed_and_trouble_is_told_in_the_stream() -> None:
-    async def work(rig: Rig) -> None:
-        body = spec(replicas=1)
-        body["TaskTemplate"]["ContainerSpec"]["TTY"] = True
-        await rig.create(body)
-        await rig.create(spec("plain", replicas=1))
-        await rig.machine.settle()
-        for task in await rig.get("/tasks"):
-            rig.manager.logs.add(task["ID"], b"hello\r\n")
-        assert (await rig.ask("GET", "/services/web/logs?stdout=1")).body == b"hello\r\n"
-        rig.manager.logs.problem = errors.Unavailable("the lead was lost")
-        answer = await rig.ask("GET", "/services/plain/logs?stdout=1")
-        assert frames(answer.body) == [(1, b"hello\n".replace(b"\n", b"\r\n")), (3, b"the lead was lost\n")]
-
-    with_rig(work)
-
-
-def test_following_a_service_picks_up_new_tasks_and_ends_with_it() -> None:
-    async def work(rig: Rig) -> None:
-        await rig.create(spec(replicas=1))
-        await rig.machine.settle()
-        (task,) = await rig.get("/tasks")
-        rig.manager.logs.add(task["ID"], b"old\n")
-        request = messages.Request(method="GET", target="/services/web/logs?stdout=1&follow=1")
-        response = await rig.api.handle(request)
-        assert response.stream is not None
-        assert frames(await anext(response.stream)) == [(1, b"old\n")]
-        version = (await rig.get("/services/web"))["Version"]["Index"]
-        await rig.ask("POST", f"/services/web/update?version={version}", spec(replicas=2))
-        following = asyncio.ensure_future(anext(response.stream))
-        for row in rig.manager.store.view().tasks:
-            assert row.id == task["ID"]
-        while len(tasks := await rig.get("/tasks")) == 1:
-            await settle_with_logs(rig, b"new\n", known=task["ID"])
-        assert frames(await asyncio.wait_for(following, 5)) == [(1, b"new\n")]
-        assert len(tasks) == 2
-        assert (await rig.ask("DELETE", "/services/web")).status == 200
-        assert [piece async for piece in response.stream] == []
-
-    with_rig(work)
-
-
-async def settle_with_logs(rig: Rig, line: bytes, *, known: str) -> None:
-    """New tasks have said `line` by the time they are seen running."""
-
-    def wake() -> None:
-        for row in rig.manager.store.view().tasks:
-            if row.id != known and row.status.state < pb.TASK_STATE_READY and not rig.manager.logs.lines[1:]:
-                rig.manager.logs.add(row.id, line)
-
-    watch = rig.manager.store.watch(("task",), wake)
-    await rig.machine.settle()
-    watch.close()
-
-
-def test_a_reader_that_leaves_takes_everything_with_it() -> None:
-    async def work(rig: Rig) -> None:
-        await rig.create(spec(replicas=1))
-        await rig.machine.settle()
-        (task,) = await rig.get("/tasks")
-        rig.manager.logs.add(task["ID"], b"line\n")
-        response = await rig.api.handle(messages.Request(method="GET", target="/services/web/logs?stdout=1&follow=1"))
-        assert response.stream is not None
-        await anext(response.stream)
-        await response.stream.aclose()
-        assert len(asyncio.all_tasks()) == 1
-
-    with_rig(work)
-
-
-# -------------------------------------------------------------------- leader and followers
-
-
-def test_reads_wait_for_a_leader_and_writes_are_not_repeated_blindly() -> None:
-    async def work(rig: Rig) -> None:
-        committer = rig.manager.committer
-        committer.barriers.append(errors.Unavailable("no quorum just now"))
-        assert await rig.get("/services") == []
-        committer.problems.append(commit.NotProposed("queue full"))
-        await rig.create(spec("one"))
-        committer.problems.append(errors.Unavailable("lost the lead"))
-        status, message = await rig.refused("POST", "/services/create", spec("two"))
-        assert status == 500
-        assert message.startswith("the change may or may not have been made, look before you repeat it")
-        committer.is_leader = False
-        rig.manager.leader_id = ""
-        for method, target in (("GET", "/services"), ("DELETE", "/services/one")):
-            status, message = await rig.refused(method, target)
-            assert (status, message) == (503, api.NO_LEADER)
-
-    with_rig(work)
-
-
-def test_an_election_ends_the_waiting() -> None:
-    async def work(rig: Rig) -> None:
-        rig.manager.committer.is_leader = False
-        rig.manager.leader_id = ""
-        answer = asyncio.ensure_future(rig.ask("GET", "/services"))
-        await asyncio.sleep(0)
-        rig.manager.committer.is_leader = True
-        rig.manager.leader_id = rig.manager.node_id
-        assert (await answer).status == 200
-
-    with_rig(work)
-
-
-def test_followers_forward_once() -> None:
-    async def work(rig: Rig) -> None:
-        follower = Rig(seed=2)
-        await follower.machine.found()
-        follower.manager.committer.is_leader = False
-        follower.manager.leader_id = rig.manager.node_id
-        follower.manager.leader = rig.api
-        service_id = await follower.create(spec(replicas=1))
-        assert (await rig.get(f"/services/{service_id}"))["Spec"]["Name"] == "web"
-        assert await follower.get("/services", status="true") == await rig.get("/services", status="true")
-        assert (await follower.refused("GET", "/services/nope")) == (404, "service nope not found")
-        await rig.machine.settle()
-        (task,) = await follower.get("/tasks")
-        rig.manager.logs.add(task["ID"], b"over there\n")
-        answer = await follower.ask("GET", "/services/web/logs?stdout=1")
-        assert frames(answer.body) == [(1, b"over there\n")]
-        assert answer.headers["Content-Type"] == "application/vnd.docker.raw-stream"
-        # Two managers that take each other for the leader: each refuses what comes from the other.
-        rig.manager.committer.is_leader = False
-        before = len(follower.manager.forwarded)
-        status, message = await follower.refused("DELETE", "/services/web")
-        assert status == 503
-        assert "does not lead" in message
-        assert len(follower.manager.forwarded) > before + 1
-        assert rig.manager.forwarded == []
-
-    with_rig(work)
+    rigs.run(work)
