@@ -7,57 +7,15 @@ import os
 import pathlib
 import signal
 import socket
-import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
 from agent.runtime import base, process
 from agent.runtime.process import proof
-from skep import clock, ids, pb
-from tests.agent.runtime import workloads
-
-Body = Callable[[process.ProcessRuntime], Awaitable[None]]
-
-
-def make(directory: pathlib.Path) -> process.ProcessRuntime:
-    return process.ProcessRuntime(
-        node_id=workloads.NODE_ID, directory=directory, clock=clock.SystemClock(), rng=ids.system_rng()
-    )
-
-
-@contextlib.asynccontextmanager
-async def opened(directory: pathlib.Path) -> AsyncIterator[process.ProcessRuntime]:
-    runtime = make(directory)
-    await runtime.open()
-    try:
-        yield runtime
-    finally:
-        for task_id in await runtime.list():
-            await runtime.remove(task_id)
-        await runtime.close()
-
-
-def with_runtime(directory: pathlib.Path, body: Body) -> None:
-    async def main() -> None:
-        async with opened(directory) as runtime:
-            await body(runtime)
-
-    asyncio.run(main())
-
-
-def gone(pid: int) -> bool:
-    found = proof.status(pid)
-    return found is None or found.state in proof.DEAD_STATES
-
-
-async def wait_gone(pid: int) -> None:
-    async def look() -> bool:
-        return gone(pid)
-
-    await workloads.until(look, bool, what=f"end of process {pid}")
+from skep import pb
+from tests.agent.runtime import processes, workloads
 
 
 def test_lifecycle(tmp_path: pathlib.Path) -> None:
@@ -72,14 +30,14 @@ def test_lifecycle(tmp_path: pathlib.Path) -> None:
         await runtime.start(work)
         seen = await runtime.observe(task_id)
         assert seen.phase is base.Phase.RUNNING
-        assert not gone(seen.pid)
+        assert not processes.gone(seen.pid)
         assert await runtime.list() == [task_id]
         await workloads.until(lambda: workloads.output(runtime, task_id), lambda text: "err\n" in text, what="output")
         await runtime.stop(work)
         await runtime.stop(work)
         ended = await runtime.observe(task_id)
         assert (ended.phase, ended.exit_code, ended.error) == (base.Phase.EXITED, 143, "")
-        assert gone(seen.pid)
+        assert processes.gone(seen.pid)
         await runtime.start(work)
         assert (await runtime.observe(task_id)).phase is base.Phase.EXITED
         lines = [(entry.stream, entry.data) async for entry in runtime.logs(task_id, base.LogOptions())]
@@ -89,7 +47,7 @@ def test_lifecycle(tmp_path: pathlib.Path) -> None:
         assert await runtime.observe(task_id) == base.ABSENT
         assert not list((tmp_path / "tasks").iterdir())
 
-    with_runtime(tmp_path / "tasks", body)
+    processes.with_runtime(tmp_path / "tasks", body)
 
 
 @pytest.mark.parametrize(("script", "exit_code"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137)])
@@ -104,7 +62,7 @@ def test_exit_code_and_event(tmp_path: pathlib.Path, script: str, exit_code: int
                 assert await anext(events) in {"", work.task.id}
         assert (await runtime.observe(work.task.id)).exit_code == exit_code
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +82,7 @@ def test_start_failure_in_words(tmp_path: pathlib.Path, command: str, exit_code:
         assert (seen.phase, seen.exit_code) == (base.Phase.EXITED, exit_code)
         assert words in seen.error
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_stop_signal_grace_and_kill(tmp_path: pathlib.Path) -> None:
@@ -149,7 +107,7 @@ def test_stop_signal_grace_and_kill(tmp_path: pathlib.Path) -> None:
             assert (seen.phase, seen.exit_code) == (base.Phase.EXITED, exit_code)
         assert "bye" in await workloads.output(runtime, polite.task.id)
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_grandchildren_end_with_the_task(tmp_path: pathlib.Path) -> None:
@@ -176,32 +134,15 @@ def test_grandchildren_end_with_the_task(tmp_path: pathlib.Path) -> None:
                 what="grandchild",
             )
             grandchild = int(text.split()[1])
-            assert not gone(grandchild)
+            assert not processes.gone(grandchild)
             if ending == "stop":
                 await runtime.stop(work)
             else:
                 os.kill(seen.pid, signal.SIGKILL)
                 await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
-            assert gone(grandchild)
+            assert processes.gone(grandchild)
 
-    with_runtime(tmp_path, body)
-
-
-def test_leftovers_of_a_killed_supervisor(tmp_path: pathlib.Path) -> None:
-    async def body(runtime: process.ProcessRuntime) -> None:
-        work = workloads.workload("sh", "-c", "setsid sleep 600 & echo $!; exec sleep 601")
-        seen = await workloads.run(runtime, work)
-        text = await workloads.until(
-            lambda: workloads.output(runtime, work.task.id), lambda text: "\n" in text, what="output"
-        )
-        shim_pid = json.loads((tmp_path / work.task.id / "run.json").read_text())["shim_pid"]
-        os.kill(shim_pid, signal.SIGKILL)
-        ended = await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
-        assert (ended.exit_code, ended.error) == (137, "its supervisor was killed")
-        await wait_gone(seen.pid)
-        await wait_gone(int(text.split()[0]))
-
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_output_is_rotated_and_followed(tmp_path: pathlib.Path) -> None:
@@ -229,7 +170,7 @@ def test_output_is_rotated_and_followed(tmp_path: pathlib.Path) -> None:
         assert [line.split()[0] for line in tail.splitlines()] == ["line", "end"]
         assert await workloads.output(runtime, work.task.id, base.LogOptions(since=4e9)) == ""
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_environment_is_clean_and_expanded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +194,7 @@ def test_environment_is_clean_and_expanded(tmp_path: pathlib.Path, monkeypatch: 
         assert "AGENT_SECRET" not in env
         assert lines[-1] == str(tmp_path / work.task.id / "work")
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_published_port_is_served_and_a_taken_one_is_named(tmp_path: pathlib.Path) -> None:
@@ -284,7 +225,7 @@ def test_published_port_is_served_and_a_taken_one_is_named(tmp_path: pathlib.Pat
         await runtime.start(second)
         assert (await runtime.observe(second.task.id)).phase is base.Phase.RUNNING
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_health_check_gives_verdicts(tmp_path: pathlib.Path) -> None:
@@ -305,7 +246,7 @@ def test_health_check_gives_verdicts(tmp_path: pathlib.Path) -> None:
             while (await runtime.observe(work.task.id)).healthy is not False:
                 await anext(events)
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_slow_health_check_is_cut_off(tmp_path: pathlib.Path) -> None:
@@ -317,108 +258,7 @@ def test_slow_health_check_is_cut_off(tmp_path: pathlib.Path) -> None:
             lambda: runtime.observe(work.task.id), lambda seen: seen.healthy is False, what="unhealthy"
         )
 
-    with_runtime(tmp_path, body)
-
-
-AGENT = """
-import asyncio, pathlib, sys
-from agent.runtime import process
-from skep import clock, ids
-from tests.agent.runtime import workloads
-
-async def main():
-    runtime = process.ProcessRuntime(node_id=workloads.NODE_ID, directory=pathlib.Path(sys.argv[1]),
-                                     clock=clock.SystemClock(), rng=ids.system_rng())
-    await runtime.open()
-    work = workloads.workload(*sys.argv[3:], task_id=sys.argv[2])
-    await workloads.run(runtime, work)
-    print("started", flush=True)
-    await asyncio.sleep(600)
-
-asyncio.run(main())
-"""
-
-
-@contextlib.contextmanager
-def killed_agent(directory: pathlib.Path, task_id: str, *command: str) -> Iterator[None]:
-    root = pathlib.Path(__file__).resolve().parents[3]
-    agent = subprocess.Popen(
-        [sys.executable, "-c", AGENT, str(directory), task_id, *command], stdout=subprocess.PIPE, cwd=root
-    )
-    try:
-        assert agent.stdout is not None
-        assert agent.stdout.readline() == b"started\n"
-    finally:
-        agent.kill()
-        agent.communicate()
-    yield
-
-
-def test_tasks_outlive_a_killed_agent(tmp_path: pathlib.Path) -> None:
-    gate, task_id = tmp_path / "gate", ids.new_id(workloads.RNG)
-    os.mkfifo(gate)
-
-    async def adopt() -> None:
-        async with opened(tmp_path / "tasks") as runtime:
-            seen = await runtime.observe(task_id)
-            assert seen.phase is base.Phase.RUNNING
-            assert not gone(seen.pid)
-            events = runtime.events()
-            await asyncio.to_thread(gate.write_text, "go\n")  # now it may end: with an agent that never was its parent
-            async with asyncio.timeout(workloads.DEADLINE_S):
-                while (await runtime.observe(task_id)).phase is not base.Phase.EXITED:
-                    await anext(events)
-            assert (await runtime.observe(task_id)).exit_code == 42
-            assert await workloads.output(runtime, task_id) == "before\nafter go\n"
-
-    command = ["sh", "-c", f"echo before; read word < {gate}; echo after $word; exit 42"]
-    with killed_agent(tmp_path / "tasks", task_id, *command):
-        asyncio.run(adopt())
-
-
-def test_exit_while_no_agent_was_there(tmp_path: pathlib.Path) -> None:
-    gate, task_id = tmp_path / "gate", ids.new_id(workloads.RNG)
-    os.mkfifo(gate)
-
-    async def look() -> None:
-        async with opened(tmp_path / "tasks") as runtime:
-            seen = await workloads.phase(runtime, task_id, base.Phase.EXITED)
-            assert seen.exit_code == 9
-
-    with killed_agent(tmp_path / "tasks", task_id, "sh", "-c", f"read word < {gate}; exit 9"):
-        gate.write_text("go\n")
-        asyncio.run(look())
-
-
-@pytest.mark.parametrize("field", ["shim_start", "boot_id"])
-def test_a_reused_pid_is_neither_adopted_nor_touched(tmp_path: pathlib.Path, field: str) -> None:
-    stranger = subprocess.Popen(["sleep", "600"])
-
-    async def main() -> None:
-        async with opened(tmp_path) as runtime:
-            work = workloads.workload("sleep", "601")
-            await runtime.prepare(work, lambda _: None)
-            start = proof.status(stranger.pid)
-            assert start is not None
-            run = {
-                "boot_id": proof.boot_id(), "shim_pid": stranger.pid, "shim_start": start.start,
-                "pid": stranger.pid, "pid_start": start.start, "started_at": 0.0,
-            }  # fmt: skip
-            run |= {"boot_id": "another"} if field == "boot_id" else {"shim_start": 1, "pid_start": 1}
-            (tmp_path / work.task.id / "run.json").write_text(json.dumps(run))
-            second = make(tmp_path)
-            await second.open()
-            assert (await second.observe(work.task.id)).phase is base.Phase.EXITED
-            await second.stop(work)
-            await second.remove(work.task.id)
-            await second.close()
-
-    try:
-        asyncio.run(main())
-        assert stranger.poll() is None
-    finally:
-        stranger.kill()
-        stranger.wait()
+    processes.with_runtime(tmp_path, body)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +285,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
             await runtime.prepare(work, lambda _: None)
         assert await runtime.observe(work.task.id) == base.ABSENT
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_missing_directory_is_named(tmp_path: pathlib.Path) -> None:
@@ -455,7 +295,7 @@ def test_missing_directory_is_named(tmp_path: pathlib.Path) -> None:
         with pytest.raises(base.TaskFatal, match="/no/such/place: no such file or directory"):
             await runtime.start(work)
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may start programs as another user")
@@ -467,7 +307,7 @@ def test_user_and_ulimit(tmp_path: pathlib.Path) -> None:
         await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
         assert (await workloads.output(runtime, work.task.id)).split() == ["nobody", "77", "99", "ok"]
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_memory_limit_is_told_as_out_of_memory(tmp_path: pathlib.Path) -> None:
@@ -483,7 +323,7 @@ def test_memory_limit_is_told_as_out_of_memory(tmp_path: pathlib.Path) -> None:
         seen = await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
         assert (seen.exit_code, seen.error) == (137, "out of memory")
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_describe(tmp_path: pathlib.Path) -> None:
@@ -493,7 +333,7 @@ def test_describe(tmp_path: pathlib.Path) -> None:
         assert description.resources.nano_cpus >= 1_000_000_000
         assert description.resources.memory_bytes > 1 << 20
 
-    with_runtime(tmp_path, body)
+    processes.with_runtime(tmp_path, body)
 
 
 def test_supervisor_is_small_and_starts_fast(tmp_path: pathlib.Path) -> None:
@@ -505,44 +345,4 @@ def test_supervisor_is_small_and_starts_fast(tmp_path: pathlib.Path) -> None:
         rss_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         assert rss_kb < 15 * 1024
 
-    with_runtime(tmp_path, body)
-
-
-def test_a_start_that_is_broken_off_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
-    async def body(runtime: process.ProcessRuntime) -> None:
-        for pauses in range(0, 30, 3):  # cancelled at ever later moments
-            work = workloads.workload("sleep", "6543")
-            await runtime.prepare(work, lambda _: None)
-            starting = asyncio.create_task(runtime.start(work))
-            for _ in range(pauses):
-                await asyncio.sleep(0.001)
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            await runtime.remove(work.task.id)
-            assert await runtime.observe(work.task.id) == base.ABSENT
-            marks = [f"SKEP_TASK_ID={work.task.id}"]
-            assert not [pid for pid in proof.pids() if proof.environ_holds(pid, marks)]
-        assert not list(tmp_path.iterdir())
-
-    with_runtime(tmp_path, body)
-
-
-def test_close_stops_nothing_and_another_nodes_tasks_are_not_ours(tmp_path: pathlib.Path) -> None:
-    async def main() -> None:
-        work = workloads.workload("sleep", "600")
-        first = make(tmp_path)
-        await first.open()
-        before = await workloads.run(first, work)
-        await first.close()
-        assert not gone(before.pid)
-        other = process.ProcessRuntime(
-            node_id="another", directory=tmp_path, clock=clock.SystemClock(), rng=ids.system_rng()
-        )
-        await other.open()
-        assert await other.list() == []
-        await other.close()
-        async with opened(tmp_path) as again:
-            assert await again.observe(work.task.id) == before
-
-    asyncio.run(main())
+    processes.with_runtime(tmp_path, body)
