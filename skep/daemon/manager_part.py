@@ -188,12 +188,14 @@ class ManagerPart:
         }
 
     async def forward(self, request: pb.HttpRequest) -> AsyncIterator[pb.HttpResponsePart]:
-        """Has the leader answer a request. Raises Unavailable when there is none or it does not answer."""
+        """Has the leader answer a request. Raises NotProposed when there is none, Unavailable when it breaks off."""
         addr = self.leader_addr()
         if not addr:
-            raise errors.Unavailable(api.NO_LEADER)
-        async for part in forward.forward(self._channel(addr), request, target=f"the leader at {addr}"):
-            yield part
+            raise commit.NotProposed(api.NO_LEADER)
+        parts = forward.forward(self._channel(addr), request, target=f"the leader at {addr}")
+        async with contextlib.aclosing(parts):  # a user who leaves a followed log ends the call at once
+            async for part in parts:
+                yield part
 
     def _channel(self, addr: str) -> grpc.aio.Channel:
         """A channel that is kept for the next request, renewed with the identity."""

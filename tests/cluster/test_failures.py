@@ -38,7 +38,7 @@ def test_the_leader_dies_and_nothing_acknowledged_is_lost(tmp_path: pathlib.Path
 
             async def back() -> bool:
                 states = {n["Description"]["Hostname"]: n["Status"]["State"] for n in await cluster.nodes()}
-                return states[leader] == "ready"
+                return bool(states[leader] == "ready")
 
             await harness.until("the old leader back as a member", back)
             cluster.talk_to(leader)
