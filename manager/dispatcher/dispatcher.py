@@ -9,23 +9,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from manager.dispatcher import assignments, liveness, metrics, nodes, session, statuses
+from manager.dispatcher import assignments, heartbeats, metrics, nodes, session, statuses
 from manager.store import commit, store, watching
-from skep import clock, errors, ids, link, pb, stamps
+from skep import clock, errors, ids, link, pb
 from skep.security import identity
 
 log = structlog.get_logger(__name__)
 
-PERIOD_DEFAULT_S = 5.0
-PERIOD_MIN_S = 0.1  # whatever the cluster's spec says
-JITTER = 0.1  # of the period, both ways
-SILENT_PERIODS = 3  # a node is down after as many periods without a word
-TAKEOVER_UNKNOWN_PERIODS = 1.2  # time to register with a new leader before the node is marked UNKNOWN
-TAKEOVER_DOWN_PERIODS = 6
 REGISTER_TIMEOUT_S = 10.0  # from the opening of the stream to the first message
 STOP_TIMEOUT_S = 2.0  # for agents to take their redirects
 RETRY_S = 0.5
-IDLE_S = 3600.0
 MESSAGES_PER_TURN = 100  # of one agent, before others get their turn
 
 
@@ -51,8 +44,9 @@ class Dispatcher:
         self._metrics = counters or metrics.Metrics()
         self._nodes = nodes.NodeWriter(target=store, committer=committer)
         self._statuses = statuses.StatusWriter(target=store, committer=committer, clock=clock, metrics=self._metrics)
-        self._liveness = liveness.Liveness()
-        self._liveness_moved = asyncio.Event()
+        self._heartbeats = heartbeats.Heartbeats(
+            target=store, rng=rng, writer=self._nodes, counters=self._metrics, silenced=self._silenced
+        )
         self._sessions: dict[str, session.Session] = {}  # by node ID
         self._serving: dict[asyncio.Future[None], None] = {}
         self._descriptions: dict[str, pb.NodeDescription] = {}  # new ones that are not written yet, by node ID
@@ -75,17 +69,14 @@ class Dispatcher:
         if self._watch is not None:
             return
         self._watch = self._store.watch({"task", "node"}, self._changed.set)
-        self._liveness = liveness.Liveness()
-        for node in self._store.view().nodes:
-            if node.status.state != pb.NODE_STATE_DOWN:
-                self._expect(node.id)
+        self._heartbeats.begin()
         self._statuses.forget()
         self._descriptions.clear()
         self._background = [
             asyncio.create_task(self._supervised(name, loop), name=f"dispatcher.{name}")
             for name, loop in (
                 ("changes", self._follow_changes),
-                ("liveness", self._follow_liveness),
+                ("liveness", self._heartbeats.run),
                 ("statuses", self._statuses.run),
                 ("descriptions", self._write_descriptions),
             )
@@ -180,7 +171,7 @@ class Dispatcher:
             node=node,
             stream=stream,
             target=self._store,
-            period=self._next_heartbeat_s,
+            period=self._heartbeats.next_s,
             managers=self._managers,
             metrics=self._metrics,
         )
@@ -188,7 +179,7 @@ class Dispatcher:
         if replaced is not None:
             replaced.end(errors.Unavailable(f"node {peer.node_id} has opened another session"))
         self._sessions[peer.node_id] = opened
-        self._heard(peer.node_id)
+        self._heartbeats.heard(peer.node_id)
         self._metrics.registrations.inc()
         log.info("session.opened", node=peer.node_id, session=opened.id, addr=peer.address)
         return opened
@@ -200,7 +191,7 @@ class Dispatcher:
             if message is None:
                 return
             if self._sessions.get(opened.node_id) is opened:
-                self._heard(opened.node_id)
+                self._heartbeats.heard(opened.node_id)
             match message.WhichOneof("body"):
                 case "heartbeat":
                     opened.heartbeat()
@@ -230,91 +221,11 @@ class Dispatcher:
                 self._described.set()
                 await asyncio.sleep(RETRY_S)
 
-    # ---------------------------------------------------------------- heartbeats
-
-    def _period_s(self) -> float:
-        try:
-            configured_ns = self._store.view().cluster.spec.dispatcher.heartbeat_period
-        except errors.Unavailable:
-            configured_ns = 0
-        return max(stamps.from_nanos(configured_ns), PERIOD_MIN_S) if configured_ns else PERIOD_DEFAULT_S
-
-    def _next_heartbeat_s(self) -> float:
-        return self._period_s() * self._rng.uniform(1 - JITTER, 1 + JITTER)
-
-    def _heard(self, node_id: str) -> None:
-        now = asyncio.get_running_loop().time()
-        self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self._period_s())
-        self._liveness_moved.set()
-
-    def _expect(self, node_id: str) -> None:
-        now, period_s = asyncio.get_running_loop().time(), self._period_s()
-        self._liveness.expect(
-            node_id,
-            unknown_at=now + TAKEOVER_UNKNOWN_PERIODS * period_s,
-            down_at=now + TAKEOVER_DOWN_PERIODS * period_s,
-        )
-        self._liveness_moved.set()
-
-    async def _follow_liveness(self) -> None:
-        owed: dict[str, liveness.Verdict] = {}  # verdicts that could not be written yet
-        while True:
-            loop = asyncio.get_running_loop()
-            owed |= self._silent(loop.time())
-            if owed:
-                try:
-                    await self._pronounce(owed)
-                    owed = {}
-                except errors.Unavailable:
-                    await asyncio.sleep(RETRY_S)
-                continue
-            at = self._liveness.next_at()
-            self._liveness_moved.clear()
-            try:
-                async with asyncio.timeout(max(at - loop.time(), 0.0) if at is not None else IDLE_S):
-                    await self._liveness_moved.wait()
-            except TimeoutError:
-                continue
-
-    def _silent(self, now: float) -> dict[str, liveness.Verdict]:
-        """The nodes whose time is up, unless it is this manager that did not look for a while."""
-        at = self._liveness.next_at()
-        silent = dict(self._liveness.due(now))
-        if at is None or now - at <= self._period_s() / 2:
-            return silent
-        # Stopped, starved or swapped out: the agents' words may be waiting unread. They get a second chance.
-        log.warning("dispatcher.stalled", stalled_s=round(now - at, 1), nodes=len(silent))
-        for node_id, verdict in silent.items():
-            if verdict is liveness.Verdict.DOWN:
-                self._heard(node_id)
-            else:
-                self._expect(node_id)
-        return {}
-
-    async def _pronounce(self, verdicts: dict[str, liveness.Verdict]) -> None:
-        """Writes verdicts, unless the node was heard of meanwhile."""
-        changes: dict[str, nodes.Change] = {}
-        for node_id, verdict in verdicts.items():
-            if self._liveness.alive(node_id):
-                continue
-            if verdict is liveness.Verdict.UNKNOWN:
-                changes[node_id] = nodes.unknown
-                continue
-            changes[node_id] = nodes.down(
-                nodes.HEARTBEAT_FAILURE if verdict is liveness.Verdict.DOWN else nodes.NEVER_CAME
-            )
-            log.warning("node.down", node=node_id, reason=verdict.value)
-        if not changes:
-            return
-        await self._nodes.change(changes)
-        for node_id in changes:
-            if verdicts[node_id] is liveness.Verdict.UNKNOWN:
-                continue
-            self._metrics.lost.inc()
-            # One that speaks again registers again, which makes it READY again.
-            silent = self._sessions.get(node_id)
-            if silent is not None:
-                silent.end(errors.Unavailable(f"node {node_id} was silent for too long"))
+    def _silenced(self, node_id: str) -> None:
+        """Ends the session of a node that was declared down; if it speaks again it registers again and is READY."""
+        silent = self._sessions.get(node_id)
+        if silent is not None:
+            silent.end(errors.Unavailable(f"node {node_id} was silent for too long"))
 
     # ---------------------------------------------------------------- changes in the store
 
@@ -348,12 +259,12 @@ class Dispatcher:
         new = change.new if isinstance(change.new, pb.Node) else None
         concerned = self._sessions.get(change.id)
         if new is None:
-            self._liveness.drop(change.id)
+            self._heartbeats.drop(change.id)
             if concerned is not None:
                 concerned.end(errors.Denied(f"node {change.id} was removed from the cluster"))
             return
         if old is None and concerned is None:
-            self._expect(change.id)  # it has its certificate and should register now
+            self._heartbeats.expect(change.id)  # it has its certificate and should register now
         if old is not None and concerned is not None and (old.spec != new.spec or old.role != new.role):
             concerned.node_changed()
 

@@ -1,0 +1,140 @@
+"""Signs of life of all nodes, and what is written when they cease. Owns no session; liveness.py has the arithmetic."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from manager.dispatcher import liveness, metrics, nodes
+from manager.store import store
+from skep import errors, ids, pb, stamps
+
+log = structlog.get_logger(__name__)
+
+PERIOD_DEFAULT_S = 5.0
+PERIOD_MIN_S = 0.1  # whatever the cluster's spec says
+JITTER = 0.1  # of the period, both ways
+SILENT_PERIODS = 3  # a node is down after as many periods without a word
+TAKEOVER_UNKNOWN_PERIODS = 1.2  # time to register with a new leader before the node is marked UNKNOWN
+TAKEOVER_DOWN_PERIODS = 6
+RETRY_S = 0.5
+IDLE_S = 3600.0
+
+
+class Heartbeats:
+    """Who is alive, for as long as this manager leads."""
+
+    def __init__(
+        self,
+        *,
+        target: store.Store,
+        rng: ids.Rng,
+        writer: nodes.NodeWriter,
+        counters: metrics.Metrics,
+        silenced: Callable[[str], None],
+    ) -> None:
+        """`silenced` is called with the ID of each node that was declared down."""
+        self._store = target
+        self._rng = rng
+        self._nodes = writer
+        self._metrics = counters
+        self._silenced = silenced
+        self._liveness = liveness.Liveness()
+        self._moved = asyncio.Event()
+
+    def begin(self) -> None:
+        """A new leadership: whatever was known is void, every node that is not down is expected."""
+        self._liveness = liveness.Liveness()
+        for node in self._store.view().nodes:
+            if node.status.state != pb.NODE_STATE_DOWN:
+                self.expect(node.id)
+
+    def drop(self, node_id: str) -> None:
+        """Nothing is expected of the node any more."""
+        self._liveness.drop(node_id)
+
+    def _period_s(self) -> float:
+        try:
+            configured_ns = self._store.view().cluster.spec.dispatcher.heartbeat_period
+        except errors.Unavailable:
+            configured_ns = 0
+        return max(stamps.from_nanos(configured_ns), PERIOD_MIN_S) if configured_ns else PERIOD_DEFAULT_S
+
+    def next_s(self) -> float:
+        """Time to an agent's next heartbeat, in seconds, with jitter."""
+        return self._period_s() * self._rng.uniform(1 - JITTER, 1 + JITTER)
+
+    def heard(self, node_id: str) -> None:
+        """A sign of life."""
+        now = asyncio.get_running_loop().time()
+        self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self._period_s())
+        self._moved.set()
+
+    def expect(self, node_id: str) -> None:
+        """A node that should register with this leader soon."""
+        now, period_s = asyncio.get_running_loop().time(), self._period_s()
+        self._liveness.expect(
+            node_id,
+            unknown_at=now + TAKEOVER_UNKNOWN_PERIODS * period_s,
+            down_at=now + TAKEOVER_DOWN_PERIODS * period_s,
+        )
+        self._moved.set()
+
+    async def run(self) -> None:
+        """Pronounces on silent nodes until cancelled."""
+        owed: dict[str, liveness.Verdict] = {}  # verdicts that could not be written yet
+        while True:
+            loop = asyncio.get_running_loop()
+            owed |= self._silent(loop.time())
+            if owed:
+                try:
+                    await self._pronounce(owed)
+                    owed = {}
+                except errors.Unavailable:
+                    await asyncio.sleep(RETRY_S)
+                continue
+            at = self._liveness.next_at()
+            self._moved.clear()
+            try:
+                async with asyncio.timeout(max(at - loop.time(), 0.0) if at is not None else IDLE_S):
+                    await self._moved.wait()
+            except TimeoutError:
+                continue
+
+    def _silent(self, now: float) -> dict[str, liveness.Verdict]:
+        """The nodes whose time is up, unless it is this manager that did not look for a while."""
+        at = self._liveness.next_at()
+        silent = dict(self._liveness.due(now))
+        if at is None or now - at <= self._period_s() / 2:
+            return silent
+        # Stopped, starved or swapped out: the agents' words may be waiting unread. They get a second chance.
+        log.warning("dispatcher.stalled", stalled_s=round(now - at, 1), nodes=len(silent))
+        for node_id, verdict in silent.items():
+            if verdict is liveness.Verdict.DOWN:
+                self.heard(node_id)
+            else:
+                self.expect(node_id)
+        return {}
+
+    async def _pronounce(self, verdicts: dict[str, liveness.Verdict]) -> None:
+        """Writes verdicts, unless the node was heard of meanwhile."""
+        changes: dict[str, nodes.Change] = {}
+        for node_id, verdict in verdicts.items():
+            if self._liveness.alive(node_id):
+                continue
+            if verdict is liveness.Verdict.UNKNOWN:
+                changes[node_id] = nodes.unknown
+                continue
+            changes[node_id] = nodes.down(
+                nodes.HEARTBEAT_FAILURE if verdict is liveness.Verdict.DOWN else nodes.NEVER_CAME
+            )
+            log.warning("node.down", node=node_id, reason=verdict.value)
+        if not changes:
+            return
+        await self._nodes.change(changes)
+        for node_id in changes:
+            if verdicts[node_id] is liveness.Verdict.UNKNOWN:
+                continue
+            self._metrics.lost.inc()
+            # One that speaks again registers again, which makes it READY again.
+            self._silenced(node_id)
