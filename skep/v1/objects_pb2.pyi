@@ -170,6 +170,7 @@ class Service(_message.Message):
     PREVIOUS_REVISION_ID_FIELD_NUMBER: _builtins.int
     UPDATE_STATUS_FIELD_NUMBER: _builtins.int
     NEXT_REVISION_FIELD_NUMBER: _builtins.int
+    JOB_STATUS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     """fixed at creation, unique without regard to case"""
@@ -187,6 +188,10 @@ class Service(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def update_status(self) -> _types_pb2.UpdateStatus: ...
+    @_builtins.property
+    def job_status(self) -> _types_pb2.JobStatus:
+        """of jobs only: which run is wished for"""
+
     def __init__(
         self,
         *,
@@ -199,10 +204,11 @@ class Service(_message.Message):
         previous_revision_id: _builtins.str = ...,
         update_status: _types_pb2.UpdateStatus | None = ...,
         next_revision: _builtins.int = ...,
+        job_status: _types_pb2.JobStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "update_status", b"update_status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "job_status", b"job_status", "update_status", b"update_status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "name", b"name", "next_revision", b"next_revision", "previous_revision_id", b"previous_revision_id", "revision_id", b"revision_id", "update_status", b"update_status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "job_status", b"job_status", "name", b"name", "next_revision", b"next_revision", "previous_revision_id", b"previous_revision_id", "revision_id", b"revision_id", "update_status", b"update_status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,15 +278,17 @@ class Task(_message.Message):
     REPLACES_FIELD_NUMBER: _builtins.int
     SERVICE_NAME_FIELD_NUMBER: _builtins.int
     RUNNING_AT_FIELD_NUMBER: _builtins.int
+    JOB_ITERATION_FIELD_NUMBER: _builtins.int
+    ASSIGNED_GENERIC_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     service_id: _builtins.str
     revision_id: _builtins.str
     slot: _builtins.int
-    """1..N; 0 = global, then node_id tells tasks apart"""
+    """1..N, shown as 0..N-1 for a job; 0 = global, then node_id tells tasks apart"""
     node_id: _builtins.str
     """empty until assigned"""
     desired_state: _types_pb2.TaskState.ValueType
-    """Managers' wish: READY (prepare, wait), RUNNING, SHUTDOWN, REMOVE. Only moves forward."""
+    """Managers' wish: READY (prepare, wait), RUNNING (of a job: COMPLETE), SHUTDOWN, REMOVE. Only moves forward."""
     replaces: _builtins.str
     """Task in the same slot whose place this one takes; empty = none. While this one is wished READY it waits for that stop."""
     service_name: _builtins.str
@@ -301,6 +309,14 @@ class Task(_message.Message):
     def running_at(self) -> _timestamp_pb2.Timestamp:
         """The leader's clock when RUNNING was first known. Unset on a dead task: it never ran as far as managers know."""
 
+    @_builtins.property
+    def job_iteration(self) -> _types_pb2.Version:
+        """of a job's task only: the run that it belongs to"""
+
+    @_builtins.property
+    def assigned_generic(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.GenericResource]:
+        """what its node gave it, names included"""
+
     def __init__(
         self,
         *,
@@ -318,10 +334,12 @@ class Task(_message.Message):
         replaces: _builtins.str = ...,
         service_name: _builtins.str = ...,
         running_at: _timestamp_pb2.Timestamp | None = ...,
+        job_iteration: _types_pb2.Version | None = ...,
+        assigned_generic: _abc.Iterable[_types_pb2.GenericResource] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "not_before", b"not_before", "running_at", b"running_at", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "job_iteration", b"job_iteration", "not_before", b"not_before", "running_at", b"running_at", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "desired_state", b"desired_state", "id", b"id", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "running_at", b"running_at", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_generic", b"assigned_generic", "created_at", b"created_at", "desired_state", b"desired_state", "id", b"id", "job_iteration", b"job_iteration", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "running_at", b"running_at", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

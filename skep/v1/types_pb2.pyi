@@ -623,6 +623,32 @@ class UpdateStatus(_message.Message):
 Global___UpdateStatus: _TypeAlias = UpdateStatus  # noqa: Y015
 
 @_typing.final
+class JobStatus(_message.Message):
+    """Which run of a job is wished for. Every update of a job starts another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ITERATION_FIELD_NUMBER: _builtins.int
+    LAST_EXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job_iteration(self) -> Global___Version: ...
+    @_builtins.property
+    def last_execution(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        job_iteration: Global___Version | None = ...,
+        last_execution: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job_iteration", b"job_iteration", "last_execution", b"last_execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_iteration", b"job_iteration", "last_execution", b"last_execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
+
+@_typing.final
 class EngineDescription(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
