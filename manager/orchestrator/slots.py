@@ -13,7 +13,8 @@ _ROLLING_BACK = pb.UPDATE_STATE_ROLLBACK_STARTED
 class Slot:
     """One slot: all its tasks, oldest first, and what they amount to."""
 
-    number: int
+    number: int  # 0 where the node tells slots apart
+    node_id: str = ""  # of modes with one task a node
     tasks: list[pb.Task] = dataclasses.field(default_factory=list)
     live: list[pb.Task] = dataclasses.field(default_factory=list)  # wished, and able to do it where they are
     broken: list[pb.Task] = dataclasses.field(default_factory=list)  # wished, but ended or on a node they must leave
@@ -43,9 +44,7 @@ def collect(now: turn.Turn) -> dict[int, Slot]:
         slot = found.get(task.slot)
         if slot is None:
             slot = found[task.slot] = Slot(task.slot)
-        slot.tasks.append(task)
-        if tasks.runnable(task):
-            (slot.broken if _broken(now, task) else slot.live).append(task)
+        add(now, slot, task)
     rolling_back = now.service.update_status.state == _ROLLING_BACK
     for slot in found.values():
         if slot.live or slot.broken or rolling_back:
@@ -56,6 +55,13 @@ def collect(now: turn.Turn) -> dict[int, Slot]:
         policy = now.state.revision(last.revision_id).spec.task.restart
         slot.finished = not restart.allowed(last, policy, slot.tasks)
     return found
+
+
+def add(now: turn.Turn, slot: Slot, task: pb.Task) -> None:
+    """Puts a task into its slot; tasks come oldest first."""
+    slot.tasks.append(task)
+    if tasks.runnable(task):
+        (slot.broken if _broken(now, task) else slot.live).append(task)
 
 
 def _broken(now: turn.Turn, task: pb.Task) -> bool:

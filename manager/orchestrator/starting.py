@@ -45,7 +45,7 @@ class Starter:
                 continue
             started = pb.Task()
             started.CopyFrom(task)
-            started.desired_state = pb.TASK_STATE_RUNNING
+            started.desired_state = tasks.started(task)
             result.ops.append(ops.update(started))
         return result
 

@@ -9,13 +9,13 @@ from skep import ids, pb, stamps
 class Start(enum.Enum):
     """When a new task may start."""
 
-    AT_ONCE = pb.TASK_STATE_RUNNING
-    WHEN_DUE = pb.TASK_STATE_READY  # prepared now, started by the Starter
+    AT_ONCE = "at once"
+    WHEN_DUE = "when due"  # prepared now, started by the Starter
 
 
 def runnable(task: pb.Task) -> bool:
-    """Whether managers want the task to run, or to be ready for it."""
-    return task.desired_state <= pb.TASK_STATE_RUNNING
+    """Whether managers want the task to run (a job's: to complete), or to be ready for it."""
+    return task.desired_state <= pb.TASK_STATE_COMPLETE
 
 
 def ended(task: pb.Task) -> bool:
@@ -54,6 +54,11 @@ def slot_key(task: pb.Task) -> str:
     return f"{task.service_id}/{task.slot or task.node_id}"
 
 
+def started(task: pb.Task) -> pb.TaskState.ValueType:
+    """The wish for a task that may start: to run, or if it is a job's, to run until it is complete."""
+    return pb.TASK_STATE_COMPLETE if task.HasField("job_iteration") else pb.TASK_STATE_RUNNING
+
+
 def create(
     service: pb.Service,
     *,
@@ -61,10 +66,14 @@ def create(
     start: Start,
     now: float,
     rng: ids.Rng,
+    node_id: str = "",
     replaces: str = "",
     not_before: float = 0.0,
 ) -> pb.Op:
-    """A new task of the service's wished revision. `not_before` (epoch seconds) counts with `Start.WHEN_DUE` only."""
+    """A new task of the service's wished revision. `not_before` (epoch seconds) counts with `Start.WHEN_DUE` only.
+
+    `node_id` is for modes with one task a node; the scheduler then only checks that the node can take it.
+    """
     op = pb.Op(kind=pb.OP_KIND_CREATE)
     task = op.object.task
     task.id = ids.new_id(rng)
@@ -72,7 +81,10 @@ def create(
     task.service_name = service.name
     task.revision_id = service.revision_id
     task.slot = slot
-    task.desired_state = start.value
+    task.node_id = node_id
+    if service.HasField("job_status"):
+        task.job_iteration.CopyFrom(service.job_status.job_iteration)
+    task.desired_state = started(task) if start is Start.AT_ONCE else pb.TASK_STATE_READY
     task.replaces = replaces
     if start is Start.WHEN_DUE:
         task.not_before.CopyFrom(stamps.stamp(not_before))

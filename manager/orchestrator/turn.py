@@ -29,14 +29,17 @@ class Turn:
         """Whether the task has a node and must leave it."""
         return bool(task.node_id) and tasks.invalid(self.node(task))
 
-    def create(self, *, slot: int, start: tasks.Start, replaces: str = "", not_before: float | None = None) -> None:
-        """Plans a new task of the wished revision."""
+    def create(
+        self, *, slot: int, start: tasks.Start, node_id: str = "", replaces: str = "", not_before: float | None = None
+    ) -> None:
+        """Plans a new task of the wished revision, on `node_id` if the mode says where."""
         op = tasks.create(
             self.service,
             slot=slot,
             start=start,
             now=self.now,
             rng=self.rng,
+            node_id=node_id,
             replaces=replaces,
             not_before=self.now if not_before is None else not_before,
         )

@@ -117,9 +117,9 @@ def _start(now: turn.Turn, slot: slots.Slot, how: Settings) -> None:
     """Replaces the task of an outdated slot."""
     previous = slot.live[-1] if slot.live else slot.newest
     if how.order == pb.UPDATE_ORDER_START_FIRST or not slot.live:
-        now.create(slot=slot.number, start=tasks.Start.AT_ONCE, replaces=previous.id)
+        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.AT_ONCE, replaces=previous.id)
         return
-    now.create(slot=slot.number, start=tasks.Start.WHEN_DUE, replaces=previous.id)
+    now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=previous.id)
     for task in slot.live:
         now.stop(task)
 
