@@ -180,9 +180,7 @@ class Demo:
 
     async def roll(self) -> None:
         """A new version while a client keeps asking."""
-        self.show.title(
-            "Rolling update to version 2, start-first, two at a time, while a client keeps asking"
-        )
+        self.show.title("Rolling update to version 2, start-first, two at a time, while a client keeps asking")
         await self.client.start()
         await self.update(self.spec(replicas=6, version="2"))
         await self.until_replicas(6, image_tag="2")
