@@ -7,7 +7,7 @@ asked to stop.
 
 from collections.abc import Iterable
 
-from manager.orchestrator import restart, slots, tasks, turn, update
+from manager.orchestrator import healing, restart, slots, tasks, turn, update
 from skep import pb
 
 
@@ -57,31 +57,9 @@ def _fill(now: turn.Turn, taken: dict[int, None], wanted: int) -> None:
 def _replace(now: turn.Turn, slot: slots.Slot) -> None:
     """Stops what broke, and creates a successor where the slot needs one and the policy grants it."""
     last = slot.broken[-1]
-    if _needs_successor(now, slot, last):
+    if healing.needs_successor(now, slot, last):
         policy = now.state.revision(last.revision_id).spec.task.restart
         if restart.allowed(last, policy, slot.tasks):
-            _succeed(now, slot, last, policy)
+            healing.succeed(now, slot, last, policy)
     for task in slot.broken:
         now.stop(task)
-
-
-def _needs_successor(now: turn.Turn, slot: slots.Slot, broken: pb.Task) -> bool:
-    if not slot.live:
-        return True
-    # Beside its successor an outdated task needs no other; an up-to-date one does while only an outdated one lives.
-    return not now.comparison.dirty(broken) and all(now.comparison.dirty(task) for task in slot.live)
-
-
-def _succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartPolicy) -> None:
-    slot.restarted = True
-    if tasks.ended(last):
-        due = restart.not_before(last, policy, now.now)
-        now.create(slot=slot.number, start=tasks.Start.WHEN_DUE, replaces=last.id, not_before=due)
-        now.reason(f"slot {slot.number}: task {last.id} ended, restart in {max(0.0, due - now.now):.1f} s")
-    elif tasks.lost(now.node(last)):
-        # Nobody can tell when it stops, so there is nothing to wait for; and it did not crash, so no delay either.
-        now.create(slot=slot.number, start=tasks.Start.AT_ONCE, replaces=last.id)
-        now.reason(f"slot {slot.number}: the node of task {last.id} is lost")
-    else:
-        now.create(slot=slot.number, start=tasks.Start.WHEN_DUE, replaces=last.id)
-        now.reason(f"slot {slot.number}: task {last.id} leaves its drained node")

@@ -1,0 +1,45 @@
+"""What every mode does about a task that ended or must leave its node: whether it needs a successor, and when that starts.
+
+The same slot, the same rules; which slots there are is the modes' business.
+"""
+
+from manager.orchestrator import restart, slots, tasks, turn
+from skep import pb
+
+ENFORCED = "task rejected by constraint enforcer"  # the status of a task whose node no longer suits it
+
+
+def needs_successor(now: turn.Turn, slot: slots.Slot, broken: pb.Task) -> bool:
+    """Whether nobody in the slot already takes the place of `broken`."""
+    if not slot.live:
+        return True
+    # Beside its successor an outdated task needs no other; an up-to-date one does while only an outdated one lives.
+    return not now.comparison.dirty(broken) and all(now.comparison.dirty(task) for task in slot.live)
+
+
+def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartPolicy) -> None:
+    """Plans the successor of `last`: after the delay if it ended, after its stop if it leaves a drained node."""
+    slot.restarted = True
+    where = f"slot {slot.number}" if slot.number else f"node {slot.node_id}"
+    if tasks.ended(last):
+        due = restart.not_before(last, policy, now.now)
+        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=last.id, not_before=due)
+        now.reason(f"{where}: task {last.id} ended, restart in {max(0.0, due - now.now):.1f} s")
+    elif tasks.lost(now.node(last)):
+        # Nobody can tell when it stops, so there is nothing to wait for; and it did not crash, so no delay either.
+        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.AT_ONCE, replaces=last.id)
+        now.reason(f"{where}: the node of task {last.id} is lost")
+    else:
+        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=last.id)
+        now.reason(f"{where}: task {last.id} leaves its drained node")
+
+
+def gave_up(task: pb.Task) -> bool:
+    """Whether the task came to its end by itself, so that only its restart policy says what follows.
+
+    One that was stopped, lost with its node, or turned away from it has not had its chance.
+    """
+    state = task.status.state
+    if state == pb.TASK_STATE_REJECTED:
+        return task.status.message != ENFORCED
+    return state in {pb.TASK_STATE_COMPLETE, pb.TASK_STATE_FAILED}
