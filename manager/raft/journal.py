@@ -38,9 +38,11 @@ class Journal:
         self.taken_number = 0
         self.written_number = 0
         if state is None:
+            self.member = False
             self._begin(bootstrap or {})
         else:
             self.term, self._vote, self.commit = state.hard.term, state.hard.vote, state.hard.commit
+            self.member = state.hard.member
             self.snapshot = state.snapshot
             self.entries: list[commands.Entry] = [(commands.NOOP, state.head.index, state.head.term), *state.entries]
             self._configurations = _configurations(state.entries)
@@ -160,10 +162,10 @@ class Journal:
         """The newest configuration, committed or not: the one that counts for elections and commits."""
         return self.configuration_at(self.last_index)
 
-    @property
-    def configurations(self) -> list[commands.Members]:
-        """Every configuration that is still known, oldest first."""
-        return [self.snapshot.members, *(members for _, members in self._configurations)]
+    def mark_member(self) -> None:
+        """This node is, or was, a member; that is remembered for good."""
+        if not self.member:
+            self.member = self._hard_changed = True
 
     # ---------------------------------------------------------------- snapshots
 
@@ -204,12 +206,15 @@ class Journal:
 
     def take(self) -> Batch:
         """The next batch to write. Batches must be written in the order in which they were taken."""
-        operations = [*self._queued, ops.Hard(self.term, self._vote, min(self.commit, self.last_index))]
+        operations = [*self._queued, self._hard()]
         self._queued = []
         self._hard_changed = False
         self._cut_floor = self.last_index
         self.taken_number += 1
         return Batch(self.taken_number, operations, self.last_index, self.term)
+
+    def _hard(self) -> ops.Hard:
+        return ops.Hard(self.term, self._vote, min(self.commit, self.last_index), self.member)
 
     def written(self, batch: Batch) -> None:
         """`batch` is durable. What was cut meanwhile does not count."""

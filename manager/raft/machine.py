@@ -53,6 +53,6 @@ class StoreMachine:
 
     async def stop(self) -> None:
         """Waits for a snapshot in the making, or gives it up."""
-        if self._running is not None and not self._running.done():
+        if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)

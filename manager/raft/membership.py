@@ -36,7 +36,6 @@ class Membership(library.Library):
         self._parting: dict[str, Parting] = {}
         self._heard_of: tuple[int, commands.Members] = (0, {})  # a newer configuration than the log's, from a peer
         self._configured = -1
-        self._was_member = any(node_id in members for members in journal.configurations)
         super().__init__(node_id=node_id, journal=journal, transport=self.outbox, rng=rng, times=times)
 
     # ---------------------------------------------------------------- reading
@@ -136,7 +135,8 @@ class Membership(library.Library):
             return
         self._configured = self.journal.configuration_version
         index, members = self.journal.configuration
-        self._was_member = self._was_member or self.node_id in members
+        if self.node_id in members:
+            self.journal.mark_member()
         for node in list(self._others):
             if node.id not in members:
                 self._drop_member(node, index)
@@ -209,11 +209,11 @@ class Membership(library.Library):
 
     def _is_news_of_removal(self, index: int, members: Mapping[str, str]) -> bool:
         """Whether a committed configuration without this node means that it is no member any more."""
-        newest_index, newest = self.journal.configuration
-        if self.journal.configuration_at(index) == (index, members):  # in our log; is anything later in there?
-            return newest_index == index and self._was_member
-        committed_index, committed = self.committed_configuration
-        return index > committed_index and (self.node_id in newest or self.node_id in committed)
+        if not self.journal.member:
+            return False
+        if self.journal.configuration_at(index) == (index, members):  # it is in our log; is anything later in there?
+            return self.journal.configuration[0] == index
+        return index > self.committed_configuration[0]
 
     def _content(self) -> bool:
         """Whether, as far as this node knows, there is a leader that works; the election layer knows."""

@@ -23,11 +23,12 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hard:
-    """Term, vote in that term ('' for none), commit index."""
+    """Term, vote in that term ('' for none), commit index, whether this node has ever been a member."""
 
     term: int
     vote: str
     commit: int
+    member: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,8 +97,8 @@ def encode(batch: Sequence[Op]) -> bytes:
                 encoded.put.index, encoded.put.term, encoded.put.command = index, term, command
             case Cut(index):
                 encoded.cut_from = index
-            case Hard(term, vote, commit):
-                encoded.hard.CopyFrom(pb.RaftHardState(term=term, vote=vote, commit=commit))
+            case Hard(term, vote, commit, member):
+                encoded.hard.CopyFrom(pb.RaftHardState(term=term, vote=vote, commit=commit, member=member))
             case Taken(taken):
                 encoded.snapshot.CopyFrom(taken.message())
             case Head(index, term):
@@ -117,7 +118,7 @@ def _decode_op(op: pb.RaftLogOp) -> Op:
         case "cut_from":
             return Cut(op.cut_from)
         case "hard":
-            return Hard(op.hard.term, op.hard.vote, op.hard.commit)
+            return Hard(op.hard.term, op.hard.vote, op.hard.commit, op.hard.member)
         case "snapshot":
             return Taken(snapshot.Snapshot.of(op.snapshot))
         case "head":

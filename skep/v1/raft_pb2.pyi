@@ -319,20 +319,24 @@ class RaftHardState(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     VOTE_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     vote: _builtins.str
     """node that got our vote in this term, or empty"""
     commit: _builtins.int
+    member: _builtins.bool
+    """this node has been a member of the cluster: when it is missing now, it was removed"""
     def __init__(
         self,
         *,
         term: _builtins.int = ...,
         vote: _builtins.str = ...,
         commit: _builtins.int = ...,
+        member: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "term", b"term", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "member", b"member", "term", b"term", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,6 @@ from skep import errors
 from tests.simulation import managers, memory_disk, shadow
 
 MANAGERS_MAX = 6
-PAUSE_S = 1.2
 DOWN_S = 3.0
 
 
@@ -23,23 +22,32 @@ class Faults:
         self._tasks: list[asyncio.Task[None]] = []
         self.running = True
         self.slow: dict[str, float] = {}
+        # The weather of this seed: which faults there are at all, how many, and how fast the network is. Seeds that
+        # differ in kind find more than seeds that differ in detail.
+        self._usual_delay_s = self._rng.choice((0.003, 0.01, 0.15))
+        self._pause_s = self._rng.choice((0.3, 1.2, 2.5))
+        self._actions = [
+            (action, weight)
+            for action, weight in (
+                (self._crash, 5), (self._crash_at_operation, 4), (self._partition, 4), (self._cut_one_way, 3),
+                (self._slow_link, 3), (self._stall_disk, 2), (self._snapshot, 4), (self._transfer, 2), (self._add, 2),
+                (self._remove, 2), (self._crash_all, 1), (self._isolate_leader, 4),
+            )
+            if self._rng.random() < 0.5
+        ]  # fmt: skip
+        self._actions.append((self._heal, 1 + sum(weight for _, weight in self._actions) // 3))
         self.counts: dict[str, int] = {}
 
     def delay_s(self, source: str, target: str) -> float:
         """How long a frame takes."""
         slow = self.slow.get(source, 0.0) + self.slow.get(target, 0.0)
-        return self._rng.uniform(0.0005, 0.01) + slow * self._rng.random()
+        return self._rng.uniform(0.0005, self._usual_delay_s) + slow * self._rng.random()
 
     async def run(self) -> None:
         """One fault after the other."""
-        actions = (
-            (self._crash, 5), (self._crash_at_operation, 4), (self._partition, 4), (self._cut_one_way, 3),
-            (self._heal, 5), (self._slow_link, 2), (self._stall_disk, 2), (self._snapshot, 4), (self._transfer, 2),
-            (self._add, 2), (self._remove, 2), (self._crash_all, 1),
-        )  # fmt: skip
         while self.running:
-            await asyncio.sleep(self._rng.uniform(0, PAUSE_S))
-            (action,) = self._rng.choices([a for a, _ in actions], [weight for _, weight in actions])
+            await asyncio.sleep(self._rng.uniform(0, self._pause_s))
+            (action,) = self._rng.choices([a for a, _ in self._actions], [weight for _, weight in self._actions])
             self.counts[action.__name__] = self.counts.get(action.__name__, 0) + 1
             await action()
 
@@ -98,6 +106,13 @@ class Faults:
                 if (source in island) != (target in island):
                     self._world.network.cut(source, target)
 
+    async def _isolate_leader(self) -> None:
+        leader = self._world.leader()
+        for name in self._world.managers:
+            if leader is not None and name != leader.node_id:
+                self._world.network.cut(leader.node_id, name)
+                self._world.network.cut(name, leader.node_id)
+
     async def _cut_one_way(self) -> None:
         names = list(self._world.managers)
         if len(names) > 1:
@@ -111,7 +126,7 @@ class Faults:
             manager.offload.stall_s = 0.0
 
     async def _slow_link(self) -> None:
-        self.slow[self._rng.choice(list(self._world.managers))] = self._rng.uniform(0.01, 0.8)
+        self.slow[self._rng.choice(list(self._world.managers))] = self._rng.uniform(0.01, 2.0)
 
     async def _stall_disk(self) -> None:
         if (victim := self._some()) is not None:

@@ -24,7 +24,11 @@ class Stopwatch(virtual_time.VirtualLoop):
 
     def _run_once(self) -> None:
         super()._run_once()  # type: ignore[misc]  # not in the stubs
-        self.after_turn()
+        try:
+            self.after_turn()
+        except BaseException:
+            self.after_turn = lambda: None  # once is enough: what follows is cleaning up
+            raise
 
 
 class SlowDisk:

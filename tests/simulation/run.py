@@ -111,7 +111,7 @@ def _agreed(world: managers.World) -> bool:
         if name in members and manager.core.applied_index != leader.applied_index:
             return False
         # One that was on its way in and was never let in has nothing to be told.
-        was_member = name in manager.core.members
+        was_member = name in world.checker.members
         if name not in members and was_member and not manager.core.removed:
             return False
     return True

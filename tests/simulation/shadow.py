@@ -38,6 +38,7 @@ class Checker:
         self.applied: dict[int, bytes] = {}  # index -> digest of the command
         self.committed: dict[int, int] = {}  # index -> term
         self.committed_to = 1
+        self.members: dict[str, None] = {}  # everybody who ever was one, beyond doubt
         self.trace = hashlib.sha256()
         self.checks = 0
 
@@ -145,6 +146,7 @@ class Checker:
             if found is not None:
                 self.committed[each] = found
         self.committed_to = index
+        self.members.update(dict.fromkeys(raft.committed_configuration[1]))
 
     def applying(self, name: str, index: int, body: bytes) -> None:
         """Every manager applies the same at the same index."""

@@ -9,7 +9,6 @@ from skep import errors, pb
 from tests.simulation import managers, shadow
 
 ANSWER_WITHIN_S = 30.0  # virtual; a caller that waits longer is considered forgotten
-PAUSE_S = 0.3
 REGISTERS = 3
 RECENT = 40  # acknowledged writes that a read looks for
 
@@ -26,6 +25,7 @@ class Clients:
         self.increments = dict.fromkeys(range(REGISTERS), 0)  # acknowledged
         self.maybe_increments = dict.fromkeys(range(REGISTERS), 0)
         self.running = True
+        self._pause_s = random.Random(f"{world.seed} clients").choice((0.02, 0.1, 0.3))
 
     async def run(self, number: int) -> None:
         """One client, until `running` is false."""
@@ -34,7 +34,7 @@ class Clients:
         while self.running:
             leader = self._pick(rng)
             if leader is None:
-                await asyncio.sleep(rng.uniform(0, PAUSE_S))
+                await asyncio.sleep(rng.uniform(0, self._pause_s))
                 continue
             count += 1
             action = rng.random()
@@ -48,7 +48,7 @@ class Clients:
                         await self._read(leader)
             except TimeoutError:
                 raise shadow.Violation(f"client {number} was not answered by {leader.node_id}") from None
-            await asyncio.sleep(rng.uniform(0, PAUSE_S) * (rng.random() < 0.7))
+            await asyncio.sleep(rng.uniform(0, self._pause_s) * (rng.random() < 0.7))
 
     def _pick(self, rng: random.Random) -> node.RaftNode | None:
         leading = [m.node for m in self._world.alive() if m.node is not None and m.node.is_leader]

@@ -1,0 +1,100 @@
+"""Known faults, put back one at a time, to show that the simulation finds them."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from manager.raft import core, election, journal, log, replication
+from tests.simulation import shadow
+
+
+def _unsynced(self: Any) -> int:
+    """Everything may leave at once."""
+    return 0
+
+
+def _truncating(self: Any, node: Any, message: dict[str, Any]) -> None:
+    """The library's own append: cuts whatever follows prev, also when it matches."""
+    if self._from_leader(node, message):
+        self._base_receive(node, message)
+        self._reconfigure()
+
+
+def _any_vote(self: Any, node: Any, message: dict[str, Any]) -> None:
+    """Counts votes of any term and of anybody."""
+    if not self.leading and self._granted:
+        self._granted[node.id] = None
+        if self._is_quorum(self._granted):
+            self._lead()
+
+
+def _forgetful(self: Any, term: int, vote: str | None) -> None:
+    """The vote is not written down."""
+    self.term, self._vote = term, ""
+    self._hard_changed = True
+
+
+def _own_copy_counts(self: Any) -> None:
+    """A leader counts its own entries before they are on its disk."""
+    self.journal.durable_index = self.journal.last_index
+    _ADVANCE(self)
+
+
+def _no_barrier(self: Any, now: float, done: Any) -> None:
+    """Reads are answered without asking anybody."""
+    self._enter(now)
+    if self.in_charge:
+        done(core.Outcome.DONE, self.applied_index)
+    else:
+        done(core.Outcome.FAILED, None)
+
+
+def _any_term(self: Any, node: Any, message: dict[str, Any]) -> None:
+    """Answers of other terms count."""
+    _ON_REPLY(self, node, {**message, "term": self.term})
+
+
+def _no_sync(self: Any, batch: Any) -> None:
+    """Says that a batch is durable before it was synced."""
+    synced = self._file
+    if synced is not None:
+        with mock.patch.object(synced, "sync"):
+            _WRITE(self, batch)
+    else:
+        _WRITE(self, batch)
+
+
+_ADVANCE = replication.Replication._advance_commit
+_ON_REPLY = replication.Replication._on_reply
+_WRITE = log.DurableLog.write
+
+MUTANTS: dict[str, tuple[Any, str, Any]] = {
+    "messages leave before the disk is done": (journal.Journal, "needed_batch", property(_unsynced)),
+    "a matching suffix is cut": (replication.Replication, "_on_append", _truncating),
+    "votes are counted, whoever sends them": (election.Election, "_on_vote", _any_vote),
+    "votes are forgotten": (journal.Journal, "setCurrentTerm", _forgetful),
+    "the leader's own copy counts at once": (replication.Replication, "_advance_commit", _own_copy_counts),
+    "reads without a barrier": (core.RaftCore, "read_barrier", _no_barrier),
+    "answers of other terms count": (replication.Replication, "_on_reply", _any_term),
+    "batches are not synced": (log.DurableLog, "write", _no_sync),
+}
+
+
+@contextlib.contextmanager
+def applied(name: str) -> Iterator[None]:
+    """The fault is there while the context lasts."""
+    owner, attribute, replacement = MUTANTS[name]
+    with mock.patch.object(owner, attribute, replacement):
+        yield
+
+
+def seeds_until_found(name: str, simulate: Callable[[int], object], *, seeds: int) -> tuple[int, BaseException] | None:
+    """The first seed that finds the fault, and what it says; None when none of them does."""
+    for seed in range(1, seeds + 1):
+        with applied(name):
+            try:
+                simulate(seed)
+            except shadow.Violation as error:
+                return seed, error
+    return None
