@@ -323,11 +323,13 @@ class Assignments(_message.Message):
     REVISIONS_FIELD_NUMBER: _builtins.int
     REMOVED_TASKS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    CONFIGS_FIELD_NUMBER: _builtins.int
     full: _builtins.bool
     sequence: _builtins.int
     """1, 2, 3.. within the session"""
     more: _builtins.bool
-    """the full set goes on in the next message, full as well; it counts once it is whole"""
+    """this set or difference goes on in the next message; it counts once it is whole"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Task]:
         """new or changed"""
@@ -338,6 +340,12 @@ class Assignments(_message.Message):
 
     @_builtins.property
     def removed_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Secret]:
+        """Each comes with the first revision that names it, and is forgotten with the last. The agent keeps them in memory."""
+
+    @_builtins.property
+    def configs(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.Config]: ...
     def __init__(
         self,
         *,
@@ -347,10 +355,12 @@ class Assignments(_message.Message):
         revisions: _abc.Iterable[_objects_pb2.Revision] | None = ...,
         removed_tasks: _abc.Iterable[_builtins.str] | None = ...,
         more: _builtins.bool = ...,
+        secrets: _abc.Iterable[_objects_pb2.Secret] | None = ...,
+        configs: _abc.Iterable[_objects_pb2.Config] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "more", b"more", "removed_tasks", b"removed_tasks", "revisions", b"revisions", "sequence", b"sequence", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configs", b"configs", "full", b"full", "more", b"more", "removed_tasks", b"removed_tasks", "revisions", b"revisions", "secrets", b"secrets", "sequence", b"sequence", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

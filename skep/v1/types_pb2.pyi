@@ -558,9 +558,12 @@ class TaskStatus(_message.Message):
     CONTAINER_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
     APPLIED_AT_FIELD_NUMBER: _builtins.int
+    LAST_OUTPUT_FIELD_NUMBER: _builtins.int
     state: Global___TaskState.ValueType
     message: _builtins.str
     err: _builtins.str
+    last_output: _builtins.str
+    """of a task that FAILED: the end of what it printed, at most 2 KiB"""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
         """the writer's clock"""
@@ -583,10 +586,11 @@ class TaskStatus(_message.Message):
         container: Global___ContainerStatus | None = ...,
         ports: Global___PortStatus | None = ...,
         applied_at: _timestamp_pb2.Timestamp | None = ...,
+        last_output: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "container", b"container", "ports", b"ports", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "container", b"container", "err", b"err", "message", b"message", "ports", b"ports", "state", b"state", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "container", b"container", "err", b"err", "last_output", b"last_output", "message", b"message", "ports", b"ports", "state", b"state", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,8 @@ from skep.v1 import options_pb2
 
 FD = descriptor.FieldDescriptor
 MESSAGES: list[type[message.Message]] = [
-    pb.ServiceSpec, pb.NodeSpec, pb.ClusterSpec, pb.Node, pb.Service, pb.Task, pb.Revision, pb.Cluster, pb.Config,
+    pb.ServiceSpec, pb.NodeSpec, pb.ClusterSpec, pb.Node, pb.Service, pb.Task, pb.Revision, pb.Cluster, pb.Secret,
+    pb.Config,
 ]  # fmt: skip
 
 INTEGERS = {
@@ -169,7 +170,7 @@ BAD: list[tuple[type[message.Message], Any, str]] = [
         {"CreatedAt": "yesterday"},
         "CreatedAt: expected a time such as 2006-01-02T15:04:05.999999999Z, got 'yesterday'",
     ),
-    (pb.Config, {"Data": "%%"}, "Data: expected a string of base64"),
+    (pb.ConfigSpec, {"Data": "%%"}, "Data: expected a string of base64"),
 ]
 
 
