@@ -75,12 +75,16 @@ class DurableLog:
         for leftover in names:
             if leftover.startswith((PREFIX, snapshot.PREFIX)) and leftover not in {name, self._state.snapshot.name}:
                 self._disk.remove(leftover)
+        if self._state.head.index == 0:
+            return None  # it ended before the first batch
         copy = ops.State()
         for op in self._state.operations():
             copy.apply(op)
         return copy
 
     def write(self, batch: Sequence[ops.Op]) -> None:
+        if self._file is None:
+            self._next_generation()  # from here on a missing log is a damage, and not a beginning
         taken = False
         trimmed = False
         for op in batch:
@@ -90,7 +94,7 @@ class DurableLog:
                     self.save_snapshot(op.snapshot, op.body)
             trimmed = trimmed or isinstance(op, ops.Head)
             self._state.apply(op)
-        if self._file is None or trimmed:
+        if trimmed:
             self._next_generation()
         else:
             self._file.write(self._record(ops.encode(batch)))

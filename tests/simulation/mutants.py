@@ -80,6 +80,14 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "batches are not synced": (log.DurableLog, "write", _no_sync),
 }
 
+QUICKLY_FOUND = (  # by one of the first seeds; the others take many
+    "messages leave before the disk is done",
+    "a matching suffix is cut",
+    "votes are forgotten",
+    "the leader's own copy counts at once",
+    "batches are not synced",
+)
+
 
 @contextlib.contextmanager
 def applied(name: str) -> Iterator[None]:

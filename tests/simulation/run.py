@@ -131,7 +131,7 @@ def _content(manager: managers.Manager) -> bytes:
 
 
 def _record_key(record: pb.SnapshotRecord) -> str:
-    return record.object.config.id
+    return record.object.task.id
 
 
 def _state(world: managers.World) -> str:

@@ -55,7 +55,7 @@ class Clients:
         return leading[rng.randrange(len(leading))] if leading else None
 
     async def _create(self, leader: node.RaftNode, name: str) -> None:
-        operation = pb.Op(kind=pb.OP_KIND_CREATE, object=pb.Object(config=pb.Config(id=name, name=name)))
+        operation = pb.Op(kind=pb.OP_KIND_CREATE, object=pb.Object(task=pb.Task(id=name)))
         try:
             await leader.commit([operation])
         except (commit.NotProposed, errors.Conflict):
@@ -69,13 +69,13 @@ class Clients:
         """Adds one to a register, based on what this manager's store says: refused when that is not the newest."""
         name = f"r{register}"
         store = self._world.managers[leader.node_id].store
-        stored = store.view().configs.get(name)
-        fresh = pb.Config(id=name, name=name)
+        stored = store.view().tasks.get(name)
+        fresh = pb.Task(id=name)
         if stored is not None:
             fresh.CopyFrom(stored)
-        fresh.data = str(int(fresh.data or b"0") + 1).encode()
+        fresh.slot += 1
         kind = pb.OP_KIND_CREATE if stored is None else pb.OP_KIND_UPDATE
-        operation = pb.Op(kind=kind, object=pb.Object(config=fresh), based_on=fresh.version.index)
+        operation = pb.Op(kind=kind, object=pb.Object(task=fresh), based_on=fresh.version.index)
         try:
             await leader.commit([operation])
         except (commit.NotProposed, errors.Conflict):
@@ -95,22 +95,22 @@ class Clients:
         self.reads += 1
         view = self._world.managers[leader.node_id].store.view()
         for name in known:
-            shadow.require(view.configs.get(name) is not None, f"{leader.node_id} served a read without {name}")
+            shadow.require(view.tasks.get(name) is not None, f"{leader.node_id} served a read without {name}")
         for register, count in increments.items():
-            stored = view.configs.get(f"r{register}")
-            value = 0 if stored is None else int(stored.data)
+            stored = view.tasks.get(f"r{register}")
+            value = 0 if stored is None else stored.slot
             shadow.require(value >= count, f"{leader.node_id} served register {register} = {value}, was {count}")
 
     def check_end(self, manager: managers.Manager) -> None:
         """After everything has settled: nothing acknowledged is lost, nothing denied is there."""
         view = manager.store.view()
         for name in self.acknowledged:
-            shadow.require(view.configs.get(name) is not None, f"{manager.name} lost acknowledged {name}")
+            shadow.require(view.tasks.get(name) is not None, f"{manager.name} lost acknowledged {name}")
         for name in self.denied:
-            shadow.require(view.configs.get(name) is None, f"{manager.name} has {name}, which was denied")
+            shadow.require(view.tasks.get(name) is None, f"{manager.name} has {name}, which was denied")
         for register, count in self.increments.items():
-            stored = view.configs.get(f"r{register}")
-            value = 0 if stored is None else int(stored.data)
+            stored = view.tasks.get(f"r{register}")
+            value = 0 if stored is None else stored.slot
             most = count + self.maybe_increments[register]
             shadow.require(
                 count <= value <= most, f"{manager.name}: register {register} is {value}, not {count}..{most}"

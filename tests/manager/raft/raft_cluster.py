@@ -173,8 +173,8 @@ async def eventually(condition: Callable[[], bool], *, within_s: float = 15.0) -
 
 
 def holds(manager: Manager, name: str) -> bool:
-    """Whether a manager's store has the config `name`."""
-    return manager.store.view().configs.get(name) is not None
+    """Whether a manager's store has the task `name`."""
+    return manager.store.view().tasks.get(name) is not None
 
 
 @contextlib.asynccontextmanager
@@ -190,9 +190,5 @@ async def running(root: pathlib.Path, count: int, *, times: config.RaftConfig = 
 
 
 def create(name: str) -> pb.Op:
-    """An operation that creates a config object."""
-    return pb.Op(kind=pb.OP_KIND_CREATE, object=pb.Object(config=named_config(name)))
-
-
-def named_config(name: str) -> pb.Config:
-    return pb.Config(id=name, name=name)
+    """An operation that creates a task."""
+    return pb.Op(kind=pb.OP_KIND_CREATE, object=pb.Object(task=pb.Task(id=name)))

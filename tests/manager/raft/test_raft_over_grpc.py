@@ -30,11 +30,11 @@ def test_three_managers_commit_and_survive_the_loss_of_the_leader(tmp_path: path
 
             await leader.crash()
             successor = await managers.leader(besides=leader.name)
-            assert successor.store.view().configs.get("one") is not None
+            assert successor.store.view().tasks.get("one") is not None
             await successor.node.commit([cluster.create("two")])
 
             await leader.start()
-            await cluster.eventually(lambda: leader.store.view().configs.get("two") is not None)
+            await cluster.eventually(lambda: leader.store.view().tasks.get("two") is not None)
 
     asyncio.run(main())
 
@@ -48,12 +48,12 @@ def test_a_follower_that_was_away_catches_up_by_snapshot(tmp_path: pathlib.Path)
             await away.crash()
             big = "x" * 400_000  # several blocks
             for number in range(60):
-                config = cluster.named_config(f"c{number}")
-                config.labels["big"] = big if number < 3 else ""
-                await leader.node.commit([pb.Op(kind=pb.OP_KIND_CREATE, object=pb.Object(config=config))])
+                operation = cluster.create(f"t{number}")
+                operation.object.task.status.message = big if number < 3 else ""
+                await leader.node.commit([operation])
             await away.start()
-            await cluster.eventually(lambda: len(away.store.view().configs) == 60)
-            assert next(iter(away.store.view().configs)).labels["big"] == big
+            await cluster.eventually(lambda: len(away.store.view().tasks) == 60)
+            assert sum(task.status.message == big for task in away.store.view().tasks) == 3
 
             # and everybody restores from its own snapshot and log
             for manager in managers.managers.values():
@@ -61,7 +61,7 @@ def test_a_follower_that_was_away_catches_up_by_snapshot(tmp_path: pathlib.Path)
             for manager in managers.managers.values():
                 await manager.start()
             leader = await managers.leader()
-            assert len(leader.store.view().configs) == 60
+            assert len(leader.store.view().tasks) == 60
             assert sorted(p.stat().st_mode & 0o777 for p in (tmp_path / "m0").iterdir()) == [0o600, 0o600]
             assert (tmp_path / "m0").stat().st_mode & 0o777 == 0o700
 
@@ -92,7 +92,7 @@ def test_managers_join_move_leave_and_hand_over(tmp_path: pathlib.Path) -> None:
             await moved.start()
             await first.node.add_member("m2", moved.addr)
             await first.node.commit([cluster.create("two")])
-            await cluster.eventually(lambda: moved.store.view().configs.get("two") is not None)
+            await cluster.eventually(lambda: moved.store.view().tasks.get("two") is not None)
 
             await first.node.transfer_leadership()
             second = await managers.leader(besides="m0")
