@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from manager.control import cluster, defaults, names, nodes, services, validate_service
+from manager.control import cluster, defaults, names, nodes, payloads, services, validate_service
 from manager.store import commit, store, views
 from skep import clock, errors, ids, pb
 
@@ -72,6 +72,24 @@ class Control:
         """Removes a service; its tasks stop soon after."""
         await self._carry_out(lambda view: services.remove(view, reference))
         log.info("service.removed", service=reference)
+
+    async def create_payload(self, kind: payloads.Kind, spec: payloads.Spec) -> str:
+        """Creates a secret or config; returns its ID."""
+        object_id = ids.new_id(self._rng)
+        payloads.check(kind, spec)
+        await self._carry_out(lambda view: payloads.create(view, kind, spec, object_id=object_id))
+        log.info("payload.created", kind=kind, id=object_id, name=spec.name)
+        return object_id
+
+    async def update_payload(self, kind: payloads.Kind, reference: str, spec: payloads.Spec, *, version: int) -> None:
+        """Replaces the labels of a secret or config."""
+        await self._carry_out(lambda view: payloads.update(view, kind, reference, spec, version=version))
+        log.info("payload.updated", kind=kind, reference=reference)
+
+    async def remove_payload(self, kind: payloads.Kind, reference: str) -> None:
+        """Removes a secret or config that no service asks for."""
+        await self._carry_out(lambda view: payloads.remove(view, kind, reference))
+        log.info("payload.removed", kind=kind, reference=reference)
 
     async def update_node(self, reference: str, spec: pb.NodeSpec, *, version: int) -> None:
         """Replaces a node's specification."""

@@ -28,6 +28,16 @@ def task(view: views.View, reference: str) -> pb.Task:
     return _one(view.tasks, reference, named, "task")
 
 
+def secret(view: views.View, reference: str) -> pb.Secret:
+    """Raises NotFound, or Invalid when several secrets are meant."""
+    return _one(view.secrets, reference, view.secrets.where("name", reference.lower()), "secret")
+
+
+def config(view: views.View, reference: str) -> pb.Config:
+    """Raises NotFound, or Invalid when several configs are meant."""
+    return _one(view.configs, reference, view.configs.where("name", reference.lower()), "config")
+
+
 def task_name(row: pb.Task) -> str:
     """The task's name as users see it."""
     return f"{row.service_name}.{row.slot or row.node_id}.{row.id}"

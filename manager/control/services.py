@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from manager.control import compare, defaults, lookup, validate_service
+from manager.control import compare, defaults, lookup, payloads, validate_service
 from manager.store import ops, views
 from skep import errors, ids, pb, stamps
 
@@ -31,6 +31,7 @@ def create(
     stored = defaults.normalised(spec)
     stored.task.container.registry_auth = registry_auth
     validate_service.check(stored)
+    payloads.check_present(view, stored)
     for _ in view.services.where("name", stored.name.lower()):
         raise errors.AlreadyExists(f"name conflicts with an existing object: service {stored.name} already exists")
     revision = pb.Revision(id=revision_id, service_id=service_id, number=1, spec=stored)
@@ -57,6 +58,7 @@ def update(view: views.View, reference: str, request: Update, *, revision_id: st
     validate_service.check(stored)
     if stored == current:
         return []
+    payloads.check_present(view, stored)
     revision = pb.Revision(id=revision_id, service_id=service.id, number=service.next_revision, spec=stored)
     changed = pb.Service()
     changed.CopyFrom(service)
@@ -72,12 +74,14 @@ def update(view: views.View, reference: str, request: Update, *, revision_id: st
 def rollback(view: views.View, reference: str, *, version: int, now: float) -> list[pb.Op]:
     """Back to the previous revision, which is then the one that a second rollback goes forward from.
 
-    Raises NotFound, Conflict, and FailedPrecondition when there is nothing to go back to.
+    Raises NotFound, Conflict, FailedPrecondition when there is nothing to go back to, and Invalid when it needs a
+    secret or config that was removed meanwhile.
     """
     service = lookup.service(view, reference)
     _check_version(service, version)
     if not service.previous_revision_id or view.revisions.get(service.previous_revision_id) is None:
         raise errors.FailedPrecondition(f"service {reference} does not have a previous spec")
+    payloads.check_present(view, view.revision(service.previous_revision_id).spec)
     changed = pb.Service()
     changed.CopyFrom(service)
     changed.revision_id, changed.previous_revision_id = service.previous_revision_id, service.revision_id

@@ -2,7 +2,7 @@
 
 import math
 
-from manager.control import names
+from manager.control import names, payloads
 from manager.scheduler import constraints
 from skep import errors, jsonmap, pb
 
@@ -169,12 +169,8 @@ def _check_runtime(task: pb.TaskSpec) -> None:
 
 
 def _check_references(spec: pb.ServiceSpec) -> None:
-    """Objects that this version cannot hold yet: refused, never ignored."""
-    container = spec.task.container
-    for present, what in (
-        (spec.task.networks or spec.networks, "attaches services to networks (--network)"),
-        (container.secrets, "hands secrets to services (--secret)"),
-        (container.configs, "hands configs to services (--config)"),
-    ):
-        if present:
-            raise errors.Unimplemented(f"this version of skep does not yet do what this service asks: it {what}")
+    payloads.check_references(spec.task.container)
+    if spec.task.networks or spec.networks:  # what this version cannot do is refused, never ignored
+        raise errors.Unimplemented(
+            "this version of skep does not yet do what this service asks: it attaches services to networks (--network)"
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from manager.http import messages, routing
 from skep import errors
 
-_READ, _LOCAL, _WRITE = routing.Scope.READ, routing.Scope.LOCAL, routing.Scope.WRITE
+_LOCAL = routing.Scope.LOCAL
 
 
 def _always(value: Any) -> routing.Handler:
@@ -51,14 +51,6 @@ ROUTES = (
     routing.Route("GET", "/networks/{id}", _LOCAL, _missing("network {} not found")),
     routing.Route("POST", "/networks/create", _LOCAL, _refused("networks")),
     routing.Route("DELETE", "/networks/{id}", _LOCAL, _missing("network {} not found")),
-    routing.Route("GET", "/secrets", _READ, _always([])),
-    routing.Route("GET", "/secrets/{id}", _READ, _missing("secret {} not found")),
-    routing.Route("POST", "/secrets/create", _WRITE, _refused("secrets")),
-    routing.Route("DELETE", "/secrets/{id}", _WRITE, _missing("secret {} not found")),
-    routing.Route("GET", "/configs", _READ, _always([])),
-    routing.Route("GET", "/configs/{id}", _READ, _missing("config {} not found")),
-    routing.Route("POST", "/configs/create", _WRITE, _refused("configs")),
-    routing.Route("DELETE", "/configs/{id}", _WRITE, _missing("config {} not found")),
     routing.Route("POST", "/volumes/create", _LOCAL, _refused("volumes")),
     # The command then says that it could not record the image's digest, and goes on.
     routing.Route("GET", "/distribution/{id...}/json", _LOCAL, _refused("asking a registry for an image's digest")),

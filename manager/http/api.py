@@ -11,7 +11,20 @@ import structlog
 
 import skep
 from manager.control import control
-from manager.http import absent, backend, forward, logs, messages, nodes, routing, services, swarm, system, tasks
+from manager.http import (
+    absent,
+    backend,
+    forward,
+    logs,
+    messages,
+    nodes,
+    payloads,
+    routing,
+    services,
+    swarm,
+    system,
+    tasks,
+)
 from manager.store import commit
 from skep import errors
 
@@ -24,7 +37,8 @@ NO_LEADER = (
     "Make sure more than half of the managers are online."
 )
 _ROUTES = (
-    *system.ROUTES, *swarm.ROUTES, *services.ROUTES, *tasks.ROUTES, *nodes.ROUTES, *logs.ROUTES, *absent.ROUTES,
+    *system.ROUTES, *swarm.ROUTES, *services.ROUTES, *tasks.ROUTES, *nodes.ROUTES, *payloads.ROUTES,
+    *logs.ROUTES, *absent.ROUTES,
 )  # fmt: skip
 _COMMON_HEADERS = {
     "Api-Version": f"{messages.API_VERSION[0]}.{messages.API_VERSION[1]}",

@@ -98,6 +98,14 @@ def node(row: pb.Node, managers: Mapping[str, pb.ManagerStatus]) -> Json:
     return shown
 
 
+def secret(row: pb.Secret) -> Json:
+    """GET /secrets: everything but the data."""
+    bare = pb.Secret()
+    bare.CopyFrom(row)
+    bare.spec.ClearField("data")
+    return jsonmap.to_json(bare)
+
+
 def cluster(row: pb.Cluster, *, with_tokens: bool) -> Json:
     """GET /swarm, and without the tokens the part of /info about the cluster."""
     shown = jsonmap.to_json(row)

@@ -104,8 +104,6 @@ UNIMPLEMENTED: list[tuple[dict[str, Any], str]] = [
     (spec(Mode={"GlobalJob": {}}), "this version of skep runs replicated services only: mode global-job"),
     (spec(EndpointSpec={"Ports": [{"TargetPort": 80, "PublishedPort": 8080}]}), PORTS),
     (spec(TaskTemplate__Networks=[{"Target": "n"}]), DEFERRED + "attaches services to networks (--network)"),
-    (spec(**{C + "Secrets": [{"SecretName": "s"}]}), DEFERRED + "hands secrets to services (--secret)"),
-    (spec(**{C + "Configs": [{"ConfigName": "s"}]}), DEFERRED + "hands configs to services (--config)"),
     (spec(TaskTemplate__Runtime="plugin"), "TaskSpec: runtime 'plugin' is not implemented: only container is"),
 ]
 ACCEPTED = [
