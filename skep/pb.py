@@ -4,6 +4,7 @@ Only messages and enumerations; the gRPC stubs are imported from `skep.v1` by th
 """
 
 from skep.v1.ca_pb2 import *
+from skep.v1.channel_pb2 import *
 from skep.v1.dispatcher_pb2 import *
 from skep.v1.objects_pb2 import *
 from skep.v1.raft_pb2 import *

@@ -363,3 +363,74 @@ class HttpResponsePart(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HttpResponsePart: _TypeAlias = HttpResponsePart  # noqa: Y015
+
+@_typing.final
+class TunnelPart(_message.Message):
+    """From the follower: the request, then data, then eof. From the leader: go when it wants the body's data, the response
+    (whole, or 101 and then data), eof.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    EOF_FIELD_NUMBER: _builtins.int
+    GO_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def request(self) -> Global___HttpRequest: ...
+    @_builtins.property
+    def response(self) -> Global___HttpResponsePart: ...
+    @_builtins.property
+    def eof(self) -> Global___TunnelEof: ...
+    @_builtins.property
+    def go(self) -> Global___TunnelGo: ...
+    def __init__(
+        self,
+        *,
+        request: Global___HttpRequest | None = ...,
+        response: Global___HttpResponsePart | None = ...,
+        data: _builtins.bytes = ...,
+        eof: Global___TunnelEof | None = ...,
+        go: Global___TunnelGo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "eof", b"eof", "go", b"go", "part", b"part", "request", b"request", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "eof", b"eof", "go", b"go", "part", b"part", "request", b"request", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["request", "response", "data", "eof", "go"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___TunnelPart: _TypeAlias = TunnelPart  # noqa: Y015
+
+@_typing.final
+class TunnelEof(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunnelEof: _TypeAlias = TunnelEof  # noqa: Y015
+
+@_typing.final
+class TunnelGo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunnelGo: _TypeAlias = TunnelGo  # noqa: Y015

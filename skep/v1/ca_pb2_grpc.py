@@ -444,6 +444,11 @@ class ForwardStub:
                 request_serializer=skep_dot_v1_dot_ca__pb2.HttpRequest.SerializeToString,
                 response_deserializer=skep_dot_v1_dot_ca__pb2.HttpResponsePart.FromString,
                 _registered_method=True)
+        self.Tunnel = channel.stream_stream(
+                '/skep.v1.Forward/Tunnel',
+                request_serializer=skep_dot_v1_dot_ca__pb2.TunnelPart.SerializeToString,
+                response_deserializer=skep_dot_v1_dot_ca__pb2.TunnelPart.FromString,
+                _registered_method=True)
 
 
 class ForwardServicer:
@@ -456,6 +461,13 @@ class ForwardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tunnel(self, request_iterator, context):
+        """The same for a request whose body is a stream, or that turns the connection into a raw one (101).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ForwardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -463,6 +475,11 @@ def add_ForwardServicer_to_server(servicer, server):
                     servicer.Http,
                     request_deserializer=skep_dot_v1_dot_ca__pb2.HttpRequest.FromString,
                     response_serializer=skep_dot_v1_dot_ca__pb2.HttpResponsePart.SerializeToString,
+            ),
+            'Tunnel': grpc.stream_stream_rpc_method_handler(
+                    servicer.Tunnel,
+                    request_deserializer=skep_dot_v1_dot_ca__pb2.TunnelPart.FromString,
+                    response_serializer=skep_dot_v1_dot_ca__pb2.TunnelPart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -493,6 +510,33 @@ class Forward:
             '/skep.v1.Forward/Http',
             skep_dot_v1_dot_ca__pb2.HttpRequest.SerializeToString,
             skep_dot_v1_dot_ca__pb2.HttpResponsePart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tunnel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/skep.v1.Forward/Tunnel',
+            skep_dot_v1_dot_ca__pb2.TunnelPart.SerializeToString,
+            skep_dot_v1_dot_ca__pb2.TunnelPart.FromString,
             options,
             channel_credentials,
             insecure,

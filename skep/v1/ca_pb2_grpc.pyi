@@ -175,6 +175,8 @@ class ForwardStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ForwardAsyncStub: ...
     Http: _grpc.UnaryStreamMultiCallable[_ca_pb2.HttpRequest, _ca_pb2.HttpResponsePart]
+    Tunnel: _grpc.StreamStreamMultiCallable[_ca_pb2.TunnelPart, _ca_pb2.TunnelPart]
+    """The same for a request whose body is a stream, or that turns the connection into a raw one (101)."""
 
 @_typing.type_check_only
 class ForwardAsyncStub(ForwardStub):
@@ -182,6 +184,8 @@ class ForwardAsyncStub(ForwardStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Http: _aio.UnaryStreamMultiCallable[_ca_pb2.HttpRequest, _ca_pb2.HttpResponsePart]  # type: ignore[assignment]
+    Tunnel: _aio.StreamStreamMultiCallable[_ca_pb2.TunnelPart, _ca_pb2.TunnelPart]  # type: ignore[assignment]
+    """The same for a request whose body is a stream, or that turns the connection into a raw one (101)."""
 
 class ForwardServicer(metaclass=_abc_1.ABCMeta):
     """A user's HTTP request that reached a follower, on its way to the leader. Mutual TLS, managers only."""
@@ -192,5 +196,13 @@ class ForwardServicer(metaclass=_abc_1.ABCMeta):
         request: _ca_pb2.HttpRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ca_pb2.HttpResponsePart], _abc.AsyncIterator[_ca_pb2.HttpResponsePart]]: ...
+
+    @_abc_1.abstractmethod
+    def Tunnel(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ca_pb2.TunnelPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ca_pb2.TunnelPart], _abc.AsyncIterator[_ca_pb2.TunnelPart]]:
+        """The same for a request whose body is a stream, or that turns the connection into a raw one (101)."""
 
 def add_ForwardServicer_to_server(servicer: ForwardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from skep.v1 import channel_pb2 as _channel_pb2
 from skep.v1 import objects_pb2 as _objects_pb2
 from skep.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -48,6 +49,7 @@ class AgentMessage(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def register(self) -> Global___Register: ...
     @_builtins.property
@@ -60,6 +62,8 @@ class AgentMessage(_message.Message):
     def description(self) -> _types_pb2.NodeDescription:
         """changed since Register"""
 
+    @_builtins.property
+    def channel(self) -> _channel_pb2.ChannelFrame: ...
     def __init__(
         self,
         *,
@@ -68,12 +72,13 @@ class AgentMessage(_message.Message):
         statuses: Global___StatusReport | None = ...,
         log: Global___LogChunk | None = ...,
         description: _types_pb2.NodeDescription | None = ...,
+        channel: _channel_pb2.ChannelFrame | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "description", b"description", "heartbeat", b"heartbeat", "log", b"log", "register", b"register", "statuses", b"statuses"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "channel", b"channel", "description", b"description", "heartbeat", b"heartbeat", "log", b"log", "register", b"register", "statuses", b"statuses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "description", b"description", "heartbeat", b"heartbeat", "log", b"log", "register", b"register", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "channel", b"channel", "description", b"description", "heartbeat", b"heartbeat", "log", b"log", "register", b"register", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["register", "heartbeat", "statuses", "log", "description"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["register", "heartbeat", "statuses", "log", "description", "channel"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -172,6 +177,7 @@ class ManagerMessage(_message.Message):
     LOG_CANCEL_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     LOG_CREDIT_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def registered(self) -> Global___Registered: ...
     @_builtins.property
@@ -192,6 +198,8 @@ class ManagerMessage(_message.Message):
 
     @_builtins.property
     def log_credit(self) -> Global___LogCredit: ...
+    @_builtins.property
+    def channel(self) -> _channel_pb2.ChannelFrame: ...
     def __init__(
         self,
         *,
@@ -204,12 +212,13 @@ class ManagerMessage(_message.Message):
         log_cancel: Global___LogCancel | None = ...,
         node: _objects_pb2.Node | None = ...,
         log_credit: Global___LogCredit | None = ...,
+        channel: _channel_pb2.ChannelFrame | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "channel", b"channel", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "channel", b"channel", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["registered", "heartbeat", "assignments", "redirect", "managers", "log_request", "log_cancel", "node", "log_credit"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["registered", "heartbeat", "assignments", "redirect", "managers", "log_request", "log_cancel", "node", "log_credit", "channel"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

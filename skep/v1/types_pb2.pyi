@@ -760,6 +760,9 @@ class NodeDescription(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     TLS_INFO_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    HOST_PORTS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     @_builtins.property
     def platform(self) -> Global___Platform: ...
@@ -769,6 +772,16 @@ class NodeDescription(_message.Message):
     def engine(self) -> Global___EngineDescription: ...
     @_builtins.property
     def tls_info(self) -> Global___TLSInfo: ...
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeCondition]:
+        """what is wrong with it; while there are any it takes no new tasks"""
+
+    @_builtins.property
+    def disk(self) -> Global___DiskUsage: ...
+    @_builtins.property
+    def host_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """TCP ports that something listens on, below the ephemeral ones"""
+
     def __init__(
         self,
         *,
@@ -777,14 +790,75 @@ class NodeDescription(_message.Message):
         resources: Global___Resources | None = ...,
         engine: Global___EngineDescription | None = ...,
         tls_info: Global___TLSInfo | None = ...,
+        conditions: _abc.Iterable[Global___NodeCondition] | None = ...,
+        disk: Global___DiskUsage | None = ...,
+        host_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "platform", b"platform", "resources", b"resources", "tls_info", b"tls_info"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "engine", b"engine", "platform", b"platform", "resources", b"resources", "tls_info", b"tls_info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "hostname", b"hostname", "platform", b"platform", "resources", b"resources", "tls_info", b"tls_info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "disk", b"disk", "engine", b"engine", "host_ports", b"host_ports", "hostname", b"hostname", "platform", b"platform", "resources", b"resources", "tls_info", b"tls_info"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeDescription: _TypeAlias = NodeDescription  # noqa: Y015
+
+@_typing.final
+class NodeCondition(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """disk, memory, engine"""
+    summary: _builtins.str
+    """after a count of nodes: "low on disk" """
+    message: _builtins.str
+    """a sentence with numbers"""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        summary: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeCondition: _TypeAlias = NodeCondition  # noqa: Y015
+
+@_typing.final
+class DiskUsage(_message.Message):
+    """Rounded, so that a node that fills slowly is not a change every time it is looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    total_bytes: _builtins.int
+    free_bytes: _builtins.int
+    image_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        image_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "image_bytes", b"image_bytes", "path", b"path", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskUsage: _TypeAlias = DiskUsage  # noqa: Y015
 
 @_typing.final
 class NodeStatus(_message.Message):
