@@ -68,7 +68,8 @@ class AgentSession:
         self._outbox_filled = asyncio.Event()
         self._period_s = 0.0
         self._sequence = 0
-        self._gathered: pb.Assignments | None = None  # the full set while its parts come in
+        self._gathered: pb.Assignments | None = None  # a set or difference while its parts come in
+        self._full_due = False  # the session's first assignments are yet to come
         self.manager = ""  # address of the manager that the session is open with; empty = no session
         self.error = ""  # why there is no session, in words
 
@@ -140,7 +141,7 @@ class AgentSession:
         self._retry.reset()
         self._candidates = []
         self._sequence = 0
-        self._gathered = pb.Assignments()
+        self._gathered, self._full_due = None, True
         self._heartbeat_every(registered.heartbeat_period)
         self._node_changed(registered.node)
         # Whatever the managers did not get in the session before, they get now: the latest of every task.
@@ -197,15 +198,18 @@ class AgentSession:
 
     def _assigned(self, assignments: pb.Assignments) -> None:
         expected = self._sequence + 1
-        if assignments.sequence != expected or assignments.full != (self._gathered is not None):
+        if assignments.sequence != expected or assignments.full != self._full_due:
             raise errors.Unavailable(f"assignments {assignments.sequence} came where {expected} was due")
         self._sequence = expected
+        whole = assignments
         if self._gathered is not None:
-            self._gathered.MergeFrom(assignments)
-            if assignments.more:
-                return
-            assignments, self._gathered = self._gathered, None
-        self._worker.apply(assignments)
+            whole, self._gathered = self._gathered, None
+            whole.MergeFrom(assignments)
+        if assignments.more:
+            self._gathered = whole
+            return
+        self._full_due = False
+        self._worker.apply(whole)
 
     def _node_changed(self, node: pb.Node) -> None:
         self._worker.set_node(node)

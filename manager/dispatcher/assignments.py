@@ -22,37 +22,39 @@ class Assigner:
         self._bytes = 0  # of the message that is being built
         self._tasks: dict[str, str] = {}  # its revision, by task
         self._revisions: dict[str, int] = {}  # how many of these tasks name it; the agent has exactly these
+        self._payloads: dict[str, dict[str, None]] = {}  # of these revisions: IDs of the secrets and configs they name
+        self._sent: dict[str, int] = {}  # secrets and configs that the agent has: how many of these revisions name it
 
     def full(self, view: views.View) -> list[pb.Assignments]:
         """Everything that is assigned to the node, in one message or more."""
         parts = [self._next(full=True)]
         for task in view.tasks.where("node", self._node_id):
-            if task.status.state < pb.TASK_STATE_ASSIGNED:
-                continue
-            if self._is_full(parts[-1]):
-                parts[-1].more = True
-                parts.append(self._next(full=True))
-            self._add(parts[-1], task, view)
+            if task.status.state >= pb.TASK_STATE_ASSIGNED:
+                self._continue(parts)
+                self._add(parts, task, view)
         return parts
 
-    def difference(self, view: views.View, dirty: dict[str, None]) -> pb.Assignments | None:
-        """What has become of these tasks; takes out of `dirty` what it has looked at. None when it is nothing to the
-        node, and then `dirty` is empty."""
-        message = self._next(full=False)
-        while dirty and not self._is_full(message):
+    def difference(self, view: views.View, dirty: dict[str, None]) -> list[pb.Assignments]:
+        """What has become of these tasks, in one message, or more when a task brings much along.
+
+        Takes out of `dirty` what it has looked at, not always all of it. Empty when it is nothing to the node, and then
+        `dirty` is empty.
+        """
+        parts = [self._next(full=False)]
+        while dirty and len(parts) == 1 and not self._is_full(parts[-1]):
             task_id = next(iter(dirty))
             del dirty[task_id]
             task = view.tasks.get(task_id)
             if task is not None and task.node_id == self._node_id and task.status.state >= pb.TASK_STATE_ASSIGNED:
-                self._add(message, task, view)
+                self._add(parts, task, view)
             elif task_id in self._tasks:
                 self._revisions[self._tasks.pop(task_id)] -= 1
-                message.removed_tasks.append(task_id)
+                parts[-1].removed_tasks.append(task_id)
         self._forget_revisions()
-        if message.tasks or message.removed_tasks:
-            return message
+        if len(parts) > 1 or parts[0].tasks or parts[0].removed_tasks:
+            return parts
         self._sequence -= 1
-        return None
+        return []
 
     def everything(self, view: views.View) -> list[str]:
         """IDs of all tasks that may have to be sent or removed, for when changes have been missed."""
@@ -64,11 +66,17 @@ class Assigner:
         self._bytes = 0
         return pb.Assignments(sequence=self._sequence, full=full)
 
+    def _continue(self, parts: list[pb.Assignments]) -> None:
+        """Goes on in another message when the last one is full."""
+        if self._is_full(parts[-1]):
+            parts[-1].more = True
+            parts.append(self._next(full=parts[-1].full))
+
     def _is_full(self, message: pb.Assignments) -> bool:
         return len(message.tasks) + len(message.removed_tasks) >= TASKS_MAX or self._bytes >= MESSAGE_BYTES_MAX
 
-    def _add(self, message: pb.Assignments, task: pb.Task, view: views.View) -> None:
-        message.tasks.append(task)
+    def _add(self, parts: list[pb.Assignments], task: pb.Task, view: views.View) -> None:
+        parts[-1].tasks.append(task)
         self._bytes += task.ByteSize()
         if task.id in self._tasks:
             return
@@ -76,13 +84,41 @@ class Assigner:
         if task.revision_id not in self._revisions:
             revision = view.revisions.get(task.revision_id)
             if revision is not None:  # the revision of a task that only waits to be removed may be gone
-                message.revisions.append(revision)
+                parts[-1].revisions.append(revision)
                 self._bytes += revision.ByteSize()
+                self._add_payloads(parts, revision, view)
         self._revisions[task.revision_id] = self._revisions.get(task.revision_id, 0) + 1
+
+    def _add_payloads(self, parts: list[pb.Assignments], revision: pb.Revision, view: views.View) -> None:
+        """What the revision's references name. One that was removed meanwhile is left out: the agent says so then."""
+        container = revision.spec.task.container
+        secrets = dict.fromkeys(each.secret_id for each in container.secrets)
+        configs = dict.fromkeys(each.config_id for each in container.configs)
+        self._payloads[revision.id] = secrets | configs
+        for secret_id in secrets:
+            secret = view.secrets.get(secret_id)
+            if self._first(secret_id) and secret is not None:
+                self._continue(parts)
+                parts[-1].secrets.append(secret)
+                self._bytes += secret.ByteSize()
+        for config_id in configs:
+            config = view.configs.get(config_id)
+            if self._first(config_id) and config is not None:
+                self._continue(parts)
+                parts[-1].configs.append(config)
+                self._bytes += config.ByteSize()
+
+    def _first(self, payload_id: str) -> bool:
+        self._sent[payload_id] = self._sent.get(payload_id, 0) + 1
+        return self._sent[payload_id] == 1
 
     def _forget_revisions(self) -> None:
         for revision_id in [each for each, count in self._revisions.items() if not count]:
             del self._revisions[revision_id]
+            for payload_id in self._payloads.pop(revision_id, {}):
+                self._sent[payload_id] -= 1
+                if not self._sent[payload_id]:
+                    del self._sent[payload_id]
 
 
 def concerned(change: watching.Change) -> list[str]:

@@ -225,14 +225,14 @@ class Session:
 
     async def _send_difference(self) -> None:
         """Sends the next part of what is dirty; what is left comes with the next turn of the loop."""
-        message = self._assigner.difference(self._store.view(), self._dirty)
+        parts = self._assigner.difference(self._store.view(), self._dirty)
         if not self._dirty:
             self._ripe = False
         else:
             self._wake.set()
-        if message is not None:
-            self._metrics.assigned.inc(len(message.tasks))
-            await self._stream.send(pb.ManagerMessage(assignments=message))
+        for part in parts:
+            self._metrics.assigned.inc(len(part.tasks))
+            await self._stream.send(pb.ManagerMessage(assignments=part))
 
     async def _send_node(self) -> None:
         node = self._store.view().nodes.get(self.node_id)

@@ -49,10 +49,9 @@ def test_differences_are_numbered_and_an_empty_one_is_none() -> None:
     held = filled(joined.revision(), joined.task("t1", "n1"))
     assigner = assignments.Assigner("n1")
     assigner.full(held.view())
-    assert assigner.difference(held.view(), {"unknown": None}) is None
+    assert assigner.difference(held.view(), {"unknown": None}) == []
     write(held, ops.create(joined.task("t2", "n1")), ops.delete(changed(held, "t1")))
-    message = assigner.difference(held.view(), {"t1": None, "t2": None})
-    assert message is not None
+    (message,) = assigner.difference(held.view(), {"t1": None, "t2": None})
     assert message.sequence == 2
     assert list(message.removed_tasks) == ["t1"]
     assert [each.id for each in message.tasks] == ["t2"]
@@ -66,8 +65,7 @@ def test_a_revision_comes_again_after_its_last_task_was_removed() -> None:
     write(held, ops.delete(changed(held, "t1")))
     assigner.difference(held.view(), {"t1": None})
     write(held, ops.create(joined.task("t2", "n1")))
-    message = assigner.difference(held.view(), {"t2": None})
-    assert message is not None
+    (message,) = assigner.difference(held.view(), {"t2": None})
     assert [each.id for each in message.revisions] == ["r1"]
 
 
@@ -106,8 +104,8 @@ def test_large_sets_travel_in_parts() -> None:
     assert [task.id for each in parts for task in each.tasks] == names
     write(held, *(ops.delete(changed(held, name)) for name in names))
     dirty = dict.fromkeys(names)
-    messages = [assigner.difference(held.view(), dirty) for _ in range(3)]
-    assert [name for each in messages if each for name in each.removed_tasks] == names
+    messages = [each for _ in range(3) for each in assigner.difference(held.view(), dirty)]
+    assert [name for each in messages for name in each.removed_tasks] == names
     assert not dirty
 
 
@@ -117,8 +115,58 @@ def test_heavy_revisions_travel_in_parts() -> None:
     assigner = assignments.Assigner("n1")
     assert [len(each.tasks) for each in assigner.full(held.view())] == [1, 1, 1]
     dirty = {"t0": None, "t1": None, "t2": None}
-    assert assigner.difference(held.view(), dirty) is not None
+    assert len(assigner.difference(held.view(), dirty)) == 1
     assert not dirty  # the revisions are there already
+
+
+def naming(revision_id: str, *secrets: str, configs: tuple[str, ...] = ()) -> pb.Revision:
+    made = joined.revision(revision_id)
+    container = made.spec.task.container
+    for secret_id in secrets:
+        container.secrets.add(secret_id=secret_id, secret_name=secret_id)
+    for config_id in configs:
+        container.configs.add(config_id=config_id, config_name=config_id)
+    return made
+
+
+def test_secrets_come_with_the_first_revision_that_names_them_and_again_after_the_last() -> None:
+    held = filled(
+        pb.Secret(id="s1", name="s1", spec=pb.SecretSpec(data=b"hush")),
+        pb.Secret(id="s2", name="s2", spec=pb.SecretSpec(data=b"not for this node")),
+        pb.Config(id="c1", name="c1", spec=pb.ConfigSpec(data=b"a=1")),
+        naming("r1", "s1", "s1", "gone"),
+        naming("r2", "s1", configs=("c1",)),
+        joined.task("t1", "n1"),
+    )
+    assigner = assignments.Assigner("n1")
+    (message,) = assigner.full(held.view())
+    assert [each.spec.data for each in message.secrets] == [b"hush"]
+    write(held, ops.create(joined.task("t2", "n1", revision_id="r2")))
+    (message,) = assigner.difference(held.view(), {"t2": None})
+    assert (len(message.secrets), [each.id for each in message.configs]) == (0, ["c1"])
+    write(held, ops.delete(changed(held, "t1")), ops.delete(changed(held, "t2")))
+    assigner.difference(held.view(), {"t1": None, "t2": None})
+    write(held, ops.create(joined.task("t3", "n1")))
+    (message,) = assigner.difference(held.view(), {"t3": None})
+    assert [each.id for each in message.secrets] == ["s1"]
+
+
+def test_much_payload_travels_in_parts_that_count_together() -> None:
+    size = assignments.MESSAGE_BYTES_MAX // 2 + 1
+    names = tuple(f"c{number}" for number in range(5))
+    held = filled(
+        *(pb.Config(id=name, name=name, spec=pb.ConfigSpec(data=b"x" * size)) for name in names),
+        naming("r1", configs=names),
+    )
+    assigner = assignments.Assigner("n1")
+    assigner.full(held.view())
+    write(held, ops.create(joined.task("t1", "n1")))
+    dirty = {"t1": None}
+    parts = assigner.difference(held.view(), dirty)
+    assert [(each.full, each.more, each.sequence) for each in parts] == [
+        (False, True, 2), (False, True, 3), (False, False, 4),
+    ]  # fmt: skip
+    assert [each.id for part in parts for each in part.configs] == list(names)
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["put", "drop", "look"]), st.integers(0, 5), st.integers(0, 2)), max_size=30)
@@ -157,8 +205,7 @@ def test_an_agent_that_follows_the_messages_has_what_the_store_has(steps: list[t
             write(held, ops.delete(changed(held, name)))
             dirty[name] = None
         elif verb == "look":
-            message = assigner.difference(held.view(), dirty)
-            if message is not None:
+            for message in assigner.difference(held.view(), dirty):
                 take(message)
             assert not dirty
     assert tasks == {each.id: each for each in held.view().tasks}
