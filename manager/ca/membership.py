@@ -42,13 +42,15 @@ class MembershipServicer(ca_pb2_grpc.MembershipServicer):
         group: groups.Group,
         dial: tls.Dial,
         cluster_id: str,
+        changing: asyncio.Lock | None = None,
     ) -> None:
+        """`changing` is shared by all who change the group: it takes one change at a time, the others wait there."""
         self._store = state
         self._committer = committer
         self._group = group
         self._dial = dial
         self._cluster_id = cluster_id
-        self._changing = asyncio.Lock()  # the group takes one change at a time: the others wait here for their turn
+        self._changing = changing or asyncio.Lock()
 
     @override
     async def JoinRaft(self, request: pb.JoinRaftRequest, context: Context) -> pb.JoinRaftResponse:
@@ -107,7 +109,7 @@ class MembershipServicer(ca_pb2_grpc.MembershipServicer):
         node = self._store.view().nodes.get(peer.node_id)
         if node is None:
             raise errors.Denied(f"Permission denied: node {peer.node_id} was removed from the cluster")
-        if node.role != pb.NODE_ROLE_MANAGER:
+        if pb.NODE_ROLE_WORKER in (node.role, node.spec.role):
             raise errors.Denied(f"Permission denied: node {peer.node_id} is not a manager any more")
 
     async def _dial_back(self, addr: str, *, node_id: str) -> None:

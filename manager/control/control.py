@@ -4,7 +4,7 @@ Owns retries against concurrent writers and the question whether this manager ma
 in services.py, nodes.py and cluster.py; nothing here looks into a specification.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -91,9 +91,11 @@ class Control:
         await self._carry_out(lambda view: payloads.remove(view, kind, reference))
         log.info("payload.removed", kind=kind, reference=reference)
 
-    async def update_node(self, reference: str, spec: pb.NodeSpec, *, version: int) -> None:
-        """Replaces a node's specification."""
-        await self._carry_out(lambda view: nodes.update(view, reference, spec, version=version))
+    async def update_node(
+        self, reference: str, spec: pb.NodeSpec, *, version: int, members: Mapping[str, bool]
+    ) -> None:
+        """Replaces a node's specification; `members` says which managers, by node ID, there are and which answer."""
+        await self._carry_out(lambda view: nodes.update(view, reference, spec, version=version, members=members))
         log.info("node.updated", node=reference)
 
     async def remove_node(self, reference: str, *, force: bool, members: frozenset[str]) -> None:

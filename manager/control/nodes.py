@@ -1,6 +1,7 @@
 """Nodes: what one request means for the store. Pure functions from a view to the operations of a transaction."""
 
 import re
+from collections.abc import Mapping
 
 from manager.control import lookup
 from manager.store import ops, views
@@ -13,18 +14,21 @@ LABEL_BYTES_MAX = 64 * 1024  # all labels together: they travel with the node in
 _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?", re.ASCII)
 
 
-def update(view: views.View, reference: str, spec: pb.NodeSpec, *, version: int) -> list[pb.Op]:
+def update(
+    view: views.View, reference: str, spec: pb.NodeSpec, *, version: int, members: Mapping[str, bool]
+) -> list[pb.Op]:
     """Replaces the node's specification; nothing when it is the same already.
 
-    Raises NotFound, Invalid, Conflict when the node has moved, and for a change of role Unimplemented (or
-    FailedPrecondition for the last manager).
+    A change of role is only a wish here: the leader's role loop carries it out. `members` says for each manager of the
+    Raft group, by node ID, whether it answers. Raises NotFound, Invalid, Conflict when the node has moved, and
+    FailedPrecondition for a demotion that would cost the cluster its last manager or its quorum.
     """
     node = lookup.node(view, reference)
     if node.version.index != version:
         raise errors.Conflict("update out of sequence")
     _check_spec(view, node, spec)
-    if spec.role != node.spec.role:
-        _refuse_role(view, node, spec)
+    if spec.role == pb.NODE_ROLE_WORKER and node.spec.role == pb.NODE_ROLE_MANAGER:
+        _check_demotion(view, node, members)
     if spec == node.spec:
         return []
     changed = pb.Node()
@@ -74,12 +78,15 @@ def _check_spec(view: views.View, node: pb.Node, spec: pb.NodeSpec) -> None:
         raise errors.Invalid(f"the node's labels have {size} bytes, more than the {LABEL_BYTES_MAX} that are allowed")
 
 
-def _refuse_role(view: views.View, node: pb.Node, spec: pb.NodeSpec) -> None:
-    managers = sum(other.spec.role == pb.NODE_ROLE_MANAGER for other in view.nodes)
-    if spec.role == pb.NODE_ROLE_WORKER and managers == 1:
+def _check_demotion(view: views.View, node: pb.Node, members: Mapping[str, bool]) -> None:
+    """Those whose demotion is under way already do not count as managers that remain."""
+    leaving = {other.id for other in view.nodes if other.spec.role != pb.NODE_ROLE_MANAGER}
+    rest = {member: answers for member, answers in members.items() if member != node.id and member not in leaving}
+    if not rest:
         raise errors.FailedPrecondition("attempting to demote the last manager of the swarm")
-    what = "demoting a manager" if spec.role == pb.NODE_ROLE_WORKER else "promoting a worker"
-    raise errors.Unimplemented(
-        f"this version of skep cannot change the role of a node ({what}, here {node.description.hostname or node.id}): "
-        "let the machine leave the cluster and join again with the token of the other role"
-    )
+    if node.id in members and 2 * sum(rest.values()) <= len(rest):
+        raise errors.FailedPrecondition(
+            "can't remove member from the raft: this would result in a loss of quorum "
+            f"({sum(rest.values())} of the other {len(rest)} managers answer). Bring managers back, or promote "
+            "another node, first"
+        )

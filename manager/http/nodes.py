@@ -50,7 +50,11 @@ async def update_node(call: messages.Call) -> messages.Response:
     for name in ("Role", "Availability"):
         if name.lower() not in given:
             raise errors.Invalid(f'invalid {name}: ""')
-    await call.context.control.update_node(call.params["id"], spec, version=version)
+    members = {
+        node_id: standing.reachability == pb.REACHABILITY_REACHABLE
+        for node_id, standing in call.context.manager.reachability().items()
+    }
+    await call.context.control.update_node(call.params["id"], spec, version=version, members=members)
     return messages.empty_response()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from manager.control import cluster, control, lookup, services
+from manager.control import cluster, control, lookup, nodes, services
 from manager.store import commit, ops, views
 from skep import errors, pb
 from tests.manager.http import fake_machine
@@ -256,22 +256,76 @@ def test_leadership_lost_midway_is_an_unknown_outcome_and_before_it_none() -> No
 
 def test_node_update_and_its_refusals() -> None:
     async def work(rig: Rig) -> None:
+        async def update(reference: str, wished: pb.NodeSpec, *, version: int) -> None:
+            members = dict.fromkeys(rig.manager.standing, True)
+            await rig.control.update_node(reference, wished, version=version, members=members)
+
         node = lookup.node(rig.view, "n1")
         wished = pb.NodeSpec(availability=pb.NODE_AVAILABILITY_DRAIN, labels={"disk": "ssd"}, name="blue")
-        await rig.control.update_node("n1", wished, version=node.version.index)
+        await update("n1", wished, version=node.version.index)
         assert lookup.node(rig.view, "blue").spec == wished
         with pytest.raises(errors.Conflict):
-            await rig.control.update_node("n1", pb.NodeSpec(), version=node.version.index)
+            await update("n1", pb.NodeSpec(), version=node.version.index)
         other = lookup.node(rig.view, "n2")
         with pytest.raises(errors.AlreadyExists, match="node blue already exists"):
-            await rig.control.update_node("n2", pb.NodeSpec(name="blue"), version=other.version.index)
-        with pytest.raises(errors.Unimplemented, match="promoting a worker"):
-            await rig.control.update_node("n2", pb.NodeSpec(role=pb.NODE_ROLE_MANAGER), version=other.version.index)
+            await update("n2", pb.NodeSpec(name="blue"), version=other.version.index)
         manager = lookup.node(rig.view, "n0")
         with pytest.raises(errors.FailedPrecondition, match="attempting to demote the last manager of the swarm"):
-            await rig.control.update_node("n0", pb.NodeSpec(), version=manager.version.index)
+            await update("n0", pb.NodeSpec(), version=manager.version.index)
+        await update("n2", pb.NodeSpec(role=pb.NODE_ROLE_MANAGER), version=other.version.index)
+        promoted = lookup.node(rig.view, "n2")
+        assert (promoted.spec.role, promoted.role) == (pb.NODE_ROLE_MANAGER, pb.NODE_ROLE_WORKER)
+        with pytest.raises(errors.FailedPrecondition, match="the last manager"):  # the other one is no member yet
+            await update("n0", pb.NodeSpec(), version=manager.version.index)
+        await update("n2", pb.NodeSpec(), version=promoted.version.index)  # taken back before it came about
 
     with_rig(work)
+
+
+LOST = "can't remove member from the raft: this would result in a loss of quorum"
+LAST = "attempting to demote the last manager of the swarm"
+DEMOTIONS = [
+    # members and whether they answer, those whose demotion is under way, the one to demote, refusal
+    ({"n0": True}, (), "n0", LAST),
+    ({"n0": True, "n1": True}, (), "n1", ""),
+    ({"n0": True, "n1": False}, (), "n1", ""),
+    ({"n0": True, "n1": False}, (), "n0", LOST),
+    ({"n0": True, "n1": True, "n2": False}, (), "n1", LOST),
+    ({"n0": True, "n1": True, "n2": False}, (), "n2", ""),
+    ({"n0": True, "n1": True, "n2": True}, (), "n0", ""),
+    ({"n0": True, "n1": True, "n2": True}, ("n1",), "n0", ""),
+    ({"n0": True, "n1": True, "n2": True}, ("n1", "n2"), "n0", LAST),
+    ({"n0": True}, (), "n1", ""),  # promoted, and never came
+]
+
+
+@pytest.mark.parametrize(("members", "leaving", "name", "refusal"), DEMOTIONS)
+def test_demotions_that_cost_the_quorum_are_refused(
+    members: dict[str, bool], leaving: tuple[str, ...], name: str, refusal: str
+) -> None:
+    async def work(rig: Rig) -> None:
+        ids_of = {node.description.hostname: node.id for node in rig.view.nodes}
+        for hostname, node_id in ids_of.items():
+            changed = pb.Node()
+            changed.CopyFrom(lookup.node(rig.view, node_id))
+            changed.role = pb.NODE_ROLE_MANAGER
+            changed.spec.role = pb.NODE_ROLE_WORKER if hostname in leaving else pb.NODE_ROLE_MANAGER
+            await rig.committer.commit([ops.update(changed)])
+        node = lookup.node(rig.view, name)
+        demoted = nodes.update(
+            rig.view,
+            name,
+            pb.NodeSpec(),
+            version=node.version.index,
+            members={ids_of[hostname]: answers for hostname, answers in members.items()},
+        )
+        assert len(demoted) == 1
+
+    if refusal:
+        with pytest.raises(errors.FailedPrecondition, match=refusal):
+            with_rig(work)
+    else:
+        with_rig(work)
 
 
 def test_node_removal_gives_its_tasks_up() -> None:
