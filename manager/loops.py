@@ -241,6 +241,9 @@ class LeaderLoop:
             seat.schedule(result)
             for reason in result.reasons[:REASONS_MAX]:
                 log.debug("decider.reason", decider=name, reason=reason)
+            for fault in result.faults[:REASONS_MAX]:
+                self._metrics.failures.labels(name).inc()
+                log.error("decider.fault", decider=name, fault=fault)
             return result
         return None
 

@@ -19,6 +19,7 @@ class Plan:
 
     ops: list[pb.Op] = dataclasses.field(default_factory=list)
     reasons: list[str] = dataclasses.field(default_factory=list)  # one line per decision worth showing
+    faults: list[str] = dataclasses.field(default_factory=list)  # what must never be, for the log; the rest goes on
     wake_at: float | None = None  # seconds since the epoch: decide again then, even if nothing changes
     wake_keys: dict[str, float] = dataclasses.field(default_factory=dict)  # what exactly to decide again, and when
 
@@ -36,6 +37,7 @@ class Plan:
         """Adds another plan to this one."""
         self.ops.extend(other.ops)
         self.reasons.extend(other.reasons)
+        self.faults.extend(other.faults)
         for key, at in other.wake_keys.items():
             self.wake(at, key)
         if other.wake_at is not None:

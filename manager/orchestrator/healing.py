@@ -1,4 +1,4 @@
-"""What every mode does about a task that ended or must leave its node: whether it needs a successor, and when that starts.
+"""What every mode does about a task that ended or must leave its node: does it need a successor, and when does that start.
 
 The same slot, the same rules; which slots there are is the modes' business.
 """

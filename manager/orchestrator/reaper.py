@@ -65,7 +65,8 @@ class _Reaping:
             elif not self._orphan(task):
                 by_slot.setdefault(tasks.slot_key(task), []).append(task)
         if self._service is not None:
-            limit = self._limit(self._state.spec(self._service))
+            revision = self._state.revisions.get(self._service.revision_id)
+            limit = None if revision is None else self._limit(revision.spec)
             if limit is not None:
                 for slot in by_slot.values():
                     if len(slot) > limit:
@@ -116,7 +117,7 @@ class _Reaping:
         for task in slot:
             if excess <= 0:
                 return
-            if tasks.runnable(task) or not (tasks.ended(task) or tasks.unassigned(task)):
+            if _needed(service, task) or not (tasks.ended(task) or tasks.unassigned(task)):
                 continue
             if task is evidence or task is occupant:
                 continue
@@ -136,3 +137,11 @@ class _Reaping:
                 continue
             if not self._state.tasks.count("revision", revision.id):
                 self._result.ops.append(ops.delete(revision))
+
+
+def _needed(service: pb.Service, task: pb.Task) -> bool:
+    """Whether the task is wished, or is a completion that the job's present iteration counts."""
+    if task.HasField("job_iteration"):
+        present = task.job_iteration.index == service.job_status.job_iteration.index
+        return present and (tasks.runnable(task) or task.status.state == pb.TASK_STATE_COMPLETE)
+    return tasks.runnable(task)

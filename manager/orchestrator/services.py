@@ -7,12 +7,19 @@ from collections.abc import Callable, Iterable
 
 from manager import plan
 from manager.orchestrator import dirty as dirty_test
-from manager.orchestrator import replicated, tasks, turn
+from manager.orchestrator import global_services, jobs, replicated, tasks, turn
+from manager.scheduler import filters
 from manager.store import views, watching
-from skep import ids, pb
+from skep import errors, ids, pb
 
-# Modes by their field in ServiceMode. Control refuses the others in this version, so they are never stored.
-MODES: dict[str, Callable[[turn.Turn], None]] = {"replicated": replicated.reconcile}
+# Modes by their field in ServiceMode.
+MODES: dict[str, Callable[[turn.Turn], None]] = {
+    "replicated": replicated.reconcile,
+    "global": global_services.reconcile,
+    "replicated_job": jobs.reconcile_replicated,
+    "global_job": jobs.reconcile_global,
+}
+ON_EVERY_NODE = ("global", "global_job")  # modes to which every node matters, also one without a task of theirs
 
 
 class Services:
@@ -27,7 +34,10 @@ class Services:
         if change.kind == "node":
             if not _node_matters(change.old, change.new):
                 return ()
-            return dict.fromkeys(task.service_id for task in state.tasks.where("node", change.id))
+            concerned = dict.fromkeys(task.service_id for task in state.tasks.where("node", change.id))
+            for mode in ON_EVERY_NODE:
+                concerned.update(dict.fromkeys(row.service_id for row in state.revisions.where("mode", mode)))
+            return concerned
         task = change.new or change.old
         if not isinstance(task, pb.Task) or not tasks.significant(change.old, change.new):
             return ()
@@ -44,11 +54,21 @@ class Services:
             if service is None:
                 _clear(state, now, result, service_id)
                 continue
-            spec = state.spec(service)
-            reconcile = MODES.get(spec.mode.WhichOneof("mode") or "")
-            if reconcile is not None:
-                reconcile(turn.Turn(state, now, rng, result, service, spec, dirty_test.Comparison(state, service)))
+            _decide_one(state, now, rng, result, service)
         return result
+
+
+def _decide_one(state: views.View, now: float, rng: ids.Rng, result: plan.Plan, service: pb.Service) -> None:
+    """One service's turn. What is wrong with its objects is its own trouble: all others get theirs."""
+    before = len(result.ops)
+    try:
+        spec = state.spec(service)
+        reconcile = MODES.get(spec.mode.WhichOneof("mode") or "")
+        if reconcile is not None:
+            reconcile(turn.Turn(state, now, rng, result, service, spec, dirty_test.Comparison(state, service)))
+    except errors.Bug as error:
+        del result.ops[before:]
+        result.faults.append(f"service {service.name}: {error.message}")
 
 
 def _clear(state: views.View, now: float, result: plan.Plan, service_id: str) -> None:
@@ -65,6 +85,7 @@ def _node_matters(old: object, new: object) -> bool:
     return (
         tasks.invalid(old) != tasks.invalid(new)
         or tasks.lost(old) != tasks.lost(new)
+        or filters.unready(old) != filters.unready(new)
         or old.role != new.role
         or old.spec != new.spec
         or old.status.addr != new.status.addr

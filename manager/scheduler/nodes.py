@@ -60,7 +60,12 @@ class Ledger:
         """What the tasks of a revision need."""
         known = self._needs.get(revision_id)
         if known is None:
-            known = self._needs[revision_id] = needs.of(self._state.revision(revision_id).spec)
+            revision = self._state.revisions.get(revision_id)
+            if revision is None:  # a fault of ours; tasks of other revisions must not wait for it
+                known = needs.Needs(unreadable=f"revision {revision_id} is missing")
+            else:
+                known = needs.of(revision.spec)
+            self._needs[revision_id] = known
         return known
 
     def _count_tasks(self, now: float) -> None:

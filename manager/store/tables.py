@@ -95,7 +95,11 @@ def _spec_name(row: pb.Network | pb.Secret | pb.Config | pb.Volume) -> list[str]
 CLUSTER: Schema[pb.Cluster] = Schema("cluster", pb.Cluster, {})
 NODE: Schema[pb.Node] = Schema("node", pb.Node, {"hostname": lambda n: [n.description.hostname]})
 SERVICE: Schema[pb.Service] = Schema("service", pb.Service, {"name": lambda s: [s.name.lower()]}, unique="name")
-REVISION: Schema[pb.Revision] = Schema("revision", pb.Revision, {"service": lambda r: [r.service_id]})
+REVISION: Schema[pb.Revision] = Schema(
+    "revision",
+    pb.Revision,
+    {"service": lambda r: [r.service_id], "mode": lambda r: [r.spec.mode.WhichOneof("mode") or ""]},
+)
 TASK: Schema[pb.Task] = Schema(
     "task",
     pb.Task,

@@ -248,5 +248,5 @@ def test_dirty_keys_alone_give_the_same_as_everything() -> None:
 
 def test_modes_of_later_versions_are_left_alone() -> None:
     w = cluster("n1")
-    w.service("everywhere", 1, lambda spec: getattr(spec.mode, "global").SetInParent())
+    w.service("later", 1, lambda spec: spec.ClearField("mode"))
     assert w.decide() == 0

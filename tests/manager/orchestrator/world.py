@@ -45,6 +45,7 @@ class World:
         self.check: Callable[[], None] = lambda: None  # run after every plan that took effect
         self.refuse: dict[str, int] = {}  # revision ID -> exit state that its tasks come to instead of RUNNING
         self.hung: dict[str, None] = {}  # nodes whose agents do nothing
+        self.endless = False  # jobs' tasks do not complete by themselves
         self._committer = commit.LocalCommitter(self.store, self.clock)
 
     # ---------------------------------------------------------------- writing
@@ -76,6 +77,20 @@ class World:
         change(node)
         self.write(ops.update(node))
 
+    def available(self, name: str, availability: pb.NodeAvailability.ValueType) -> None:
+        """Sets the node's availability."""
+        self.change_node(name, lambda node: setattr(node.spec, "availability", availability))
+
+    def revive(self, name: str) -> None:
+        """The node is ready and active again."""
+        self.hung.pop(name, None)
+
+        def change(node: pb.Node) -> None:
+            node.status.state = pb.NODE_STATE_READY
+            node.spec.availability = pb.NODE_AVAILABILITY_ACTIVE
+
+        self.change_node(name, change)
+
     def drain(self, name: str) -> None:
         """Sets the node's availability to drain."""
         self.change_node(name, lambda node: setattr(node.spec, "availability", pb.NODE_AVAILABILITY_DRAIN))
@@ -92,9 +107,42 @@ class World:
         spec.mode.replicated.replicas = replicas
         change(spec)
         service = pb.Service(id=name, name=name, revision_id=f"{name}@1", next_revision=2)
+        if spec.mode.WhichOneof("mode") in {"replicated_job", "global_job"}:
+            service.job_status.job_iteration.SetInParent()
         revision = pb.Revision(id=f"{name}@1", service_id=name, number=1, spec=spec)
         self.write(ops.create(service), ops.create(revision))
         return name
+
+    def everywhere(self, name: str, change: Callable[[pb.ServiceSpec], object] = lambda _: None) -> str:
+        """Creates a global service."""
+
+        def make(spec: pb.ServiceSpec) -> None:
+            spec.mode.SetInParent()
+            getattr(spec.mode, "global").SetInParent()
+            change(spec)
+
+        return self.service(name, 0, make)
+
+    def job(
+        self, name: str, total: int, concurrent: int, change: Callable[[pb.ServiceSpec], object] = lambda _: None
+    ) -> str:
+        """Creates a replicated job."""
+
+        def make(spec: pb.ServiceSpec) -> None:
+            spec.mode.replicated_job.total_completions = total
+            spec.mode.replicated_job.max_concurrent = concurrent
+            change(spec)
+
+        return self.service(name, 0, make)
+
+    def job_everywhere(self, name: str, change: Callable[[pb.ServiceSpec], object] = lambda _: None) -> str:
+        """Creates a global job."""
+
+        def make(spec: pb.ServiceSpec) -> None:
+            spec.mode.global_job.SetInParent()
+            change(spec)
+
+        return self.service(name, 0, make)
 
     def update(self, name: str, change: Callable[[pb.ServiceSpec], object]) -> str:
         """Gives the service a new revision, as control does; returns the revision's ID."""
@@ -109,6 +157,8 @@ class World:
         service.previous_revision_id = service.revision_id
         service.revision_id = revision_id
         service.ClearField("update_status")
+        if service.HasField("job_status"):
+            service.job_status.job_iteration.index += 1
         self.write(ops.create(revision), ops.update(service))
         return revision_id
 
@@ -183,7 +233,7 @@ class World:
         state = task.status.state
         if state < pb.TASK_STATE_ASSIGNED or state > pb.TASK_STATE_RUNNING:
             return None
-        if task.desired_state > pb.TASK_STATE_RUNNING:
+        if task.desired_state > pb.TASK_STATE_COMPLETE:
             return pb.TASK_STATE_SHUTDOWN
         refused = self.refuse.get(task.revision_id)
         if refused == pb.TASK_STATE_REJECTED and state == pb.TASK_STATE_PREPARING:
@@ -192,6 +242,8 @@ class World:
             return refused
         if state == pb.TASK_STATE_READY and task.desired_state < pb.TASK_STATE_RUNNING:
             return None
+        if state == pb.TASK_STATE_RUNNING and task.HasField("job_iteration") and not self.endless:
+            return pb.TASK_STATE_COMPLETE
         return FORWARD.get(state)
 
     def go(self, *, for_s: float = 0.0) -> None:
@@ -230,7 +282,11 @@ class World:
 
     def wished(self, name: str) -> list[pb.Task]:
         """Tasks of the service that are wanted, by slot."""
-        found = [task for task in self.tasks(name) if task.desired_state <= pb.TASK_STATE_RUNNING]
+        found = [
+            task
+            for task in self.tasks(name)
+            if task.desired_state <= pb.TASK_STATE_COMPLETE and task.status.state != pb.TASK_STATE_COMPLETE
+        ]
         return sorted(found, key=lambda task: task.slot)
 
     def running(self, name: str) -> list[pb.Task]:

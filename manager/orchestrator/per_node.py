@@ -1,0 +1,55 @@
+"""One slot for each node: what global services and global jobs have in common. Chooses nodes by constraints only.
+
+Whether a node has room, ports, plugins and the right platform is the scheduler's to check: a task that it cannot place
+waits with the reason in its status.
+"""
+
+import enum
+
+from manager.orchestrator import slots, tasks, turn
+from manager.scheduler import constraints, filters
+from skep import errors, pb
+
+
+class Standing(enum.Enum):
+    """What a node is to a service that wants a task on every node."""
+
+    TAKES = "takes"  # ready for a new task
+    KEEPS = "keeps"  # paused or not heard from: what runs there stays, nothing new comes
+    LEFT = "left"  # down, drained, or of the wrong kind: tasks stop, their history stays
+
+
+class Nodes:
+    """The nodes of the cluster as one service sees them."""
+
+    def __init__(self, now: turn.Turn) -> None:
+        """Raises Invalid for constraints that do not parse: a manager with other rules has stored them."""
+        self._now = now
+        self._wanted = constraints.parse(now.spec.task.placement.constraints)
+
+    def standing(self, node: pb.Node) -> Standing:
+        """Whether the service wants a task there."""
+        if tasks.invalid(node) or not constraints.matches(self._wanted, node):
+            return Standing.LEFT
+        return Standing.KEEPS if filters.unready(node) else Standing.TAKES
+
+    def slots(self, found: list[pb.Task]) -> list[tuple[slots.Slot, Standing]]:
+        """A slot for every node, with those of `found` that are there. Tasks of deleted nodes are planned away."""
+        now = self._now
+        by_node = {node.id: slots.Slot(0, node.id) for node in now.state.nodes}
+        for task in found:
+            slot = by_node.get(task.node_id)
+            if slot is None:
+                now.stop(task, pb.TASK_STATE_REMOVE)
+            else:
+                slots.add(now, slot, task)
+        return [(by_node[node.id], self.standing(node)) for node in now.state.nodes]
+
+
+def of(now: turn.Turn) -> Nodes | None:
+    """The nodes for this service; None when its constraints cannot be read, which is no reason to stop anything."""
+    try:
+        return Nodes(now)
+    except errors.Invalid as error:
+        now.reason(f"its constraints cannot be read: {error.message}")
+        return None
