@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from agent import backoff, logs, managers, worker
+from agent import backoff, channels, logs, managers, worker
+from agent.runtime import access as entering
 from skep import errors, ids, link, pb, race, stamps
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class AgentSession:
         worker: worker.Worker,
         describe: Describe,
         rng: ids.Rng,
+        access: entering.Access | None = None,
         on_node: Callable[[pb.Node], None] | None = None,
     ) -> None:
         """`describe` gives the whole description, hostname included; it may raise Unavailable.
@@ -58,6 +60,7 @@ class AgentSession:
         self._managers = managers
         self._worker = worker
         self._describe = describe
+        self._access = access or entering.NoAccess()
         self._rng = rng
         self._on_node = on_node
         self._description: pb.NodeDescription | None = None
@@ -149,19 +152,22 @@ class AgentSession:
         if self._outbox:
             self._outbox_filled.set()
         server = logs.LogServer(read=self._worker.logs, send=lambda message: self._send(stream, message))
+        opened = channels.ChannelServer(access=self._access, send=lambda message: self._send(stream, message))
         try:
             await race.race(
-                self._receive(stream, server),
+                self._receive(stream, server, opened),
+                opened.run(),
                 self._heartbeats(stream),
                 self._statuses(stream),
                 self._descriptions(stream),
             )
         finally:
             await server.close()
+            await opened.close()
 
     # ---------------------------------------------------------------- in
 
-    async def _receive(self, stream: link.AgentLink, server: logs.LogServer) -> None:
+    async def _receive(self, stream: link.AgentLink, server: logs.LogServer, opened: channels.ChannelServer) -> None:
         while True:
             try:
                 async with asyncio.timeout(SILENT_PERIODS_MAX * self._period_s):
@@ -170,7 +176,10 @@ class AgentSession:
                 raise errors.Unavailable("the manager has fallen silent") from None
             if message is None:
                 raise errors.Unavailable("the manager closed the session")
-            await self._take(message, server)
+            if message.HasField("channel"):
+                opened.take(message.channel)
+            else:
+                await self._take(message, server)
 
     async def _take(self, message: pb.ManagerMessage, server: logs.LogServer) -> None:
         match message.WhichOneof("body"):
