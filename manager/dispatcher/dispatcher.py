@@ -199,6 +199,8 @@ class Dispatcher:
                     self._statuses.offer(opened.node_id, message.statuses)
                 case "log":
                     opened.take_log(message.log)
+                case "channel":
+                    opened.channels.take(message.channel)
                 case "description":
                     # Not awaited: what comes after it, heartbeats above all, must not wait for a commit.
                     self._descriptions[opened.node_id] = message.description

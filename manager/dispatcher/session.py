@@ -13,13 +13,14 @@ import structlog
 
 from manager.dispatcher import assignments, metrics
 from manager.store import store
-from skep import errors, link, pb, race, stamps
+from skep import channel, errors, link, pb, race, stamps
 
 log = structlog.get_logger(__name__)
 
 ASSIGNMENT_DELAY_S = 0.02  # changes that are committed together travel together
 OUTBOX_MAX = 2000  # log requests and their cancellations on the way; beyond that the agent does not read
 LOG_CREDIT = 4  # chunks of one log request on the way
+FRAMES_PER_TURN = 16  # of channels, before what the session is there for gets its turn
 CLOSE_TIMEOUT_S = 1.0  # for the last words to an agent that may not read any more
 
 Deliver = Callable[[pb.LogChunk], None]
@@ -71,6 +72,7 @@ class Session:
         self._logs: dict[int, _Log] = {}
         self._log_ids = 0
         self._wake = asyncio.Event()
+        self.channels = channel.Mux(self._wake.set)
         self._over = asyncio.Event()
         self._error: errors.SkepError | None = None
         self._last_words: pb.ManagerMessage | None = None
@@ -173,6 +175,7 @@ class Session:
         finally:
             self._over.set()
             self._end_logs()
+            self.channels.close(errors.Unavailable(f"node {self.node_id} disconnected unexpectedly"))
             await self._close()
 
     async def _until_over(self) -> None:
@@ -216,12 +219,21 @@ class Session:
             while self._credits_due:
                 request_id, chunks = self._credits_due.popitem()
                 await self._stream.send(pb.ManagerMessage(log_credit=pb.LogCredit(id=request_id, chunks=chunks)))
+            await self._send_frames()
             await self._wake.wait()
             self._wake.clear()
 
     async def _flush_outbox(self) -> None:
         while self._outbox:
             await self._stream.send(self._outbox.popleft())
+
+    async def _send_frames(self) -> None:
+        for _ in range(FRAMES_PER_TURN):
+            frame = self.channels.next()
+            if frame is None:
+                return
+            await self._stream.send(pb.ManagerMessage(channel=frame))
+        self._wake.set()
 
     async def _send_difference(self) -> None:
         """Sends the next part of what is dirty; what is left comes with the next turn of the loop."""
