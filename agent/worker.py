@@ -11,7 +11,7 @@ import structlog
 
 from agent import backoff
 from agent.runtime import base
-from agent.tasks import driver, machine, record
+from agent.tasks import driver, machine, payloads, record
 from skep import clock, errors, ids, pb
 
 log = structlog.get_logger(__name__)
@@ -34,6 +34,7 @@ class Worker:
         self._listener: Listener | None = None
         self._node = record.node() or pb.Node()
         self._revisions: dict[str, pb.Revision] = record.revisions()
+        self._payloads = payloads.Payloads()
         self._drivers: dict[str, driver.Driver] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -41,6 +42,7 @@ class Worker:
         self._tools = driver.Tools(
             runtime=runtime,
             node=lambda: self._node,
+            files=self._payloads.files,
             publish=self._publish,
             gate=asyncio.Semaphore(BEGINNINGS_MAX),
             clock=clock,
@@ -96,6 +98,7 @@ class Worker:
     def apply(self, assignments: pb.Assignments) -> None:
         """Carries out what the managers assigned. Raises Unavailable when a needed revision did not come along."""
         self._check(assignments)
+        self._payloads.take(assignments)
         with self._record.changing():
             for revision in assignments.revisions:
                 self._revisions[revision.id] = revision
@@ -182,6 +185,7 @@ class Worker:
             del self._revisions[revision_id]
         if unused:
             self._record.drop_revisions(unused)
+        self._payloads.keep(self._revisions.values())
 
     # ---------------------------------------------------------------- the runtime
 

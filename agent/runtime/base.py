@@ -10,7 +10,7 @@ import enum
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from skep import errors, pb
+from skep import errors, pb, tasknames
 
 
 class TaskFatal(errors.SkepError):
@@ -31,12 +31,26 @@ class Phase(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
+class File:
+    """A secret or config as one file. May only ever be written to memory-backed file systems."""
+
+    kind: str  # "secret" or "config"
+    target: str  # as the reference has it: relative or absolute
+    path: str  # in a container, absolute
+    data: bytes = dataclasses.field(repr=False)
+    uid: int
+    gid: int
+    mode: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Workload:
     """A task with all that a runtime needs to run it. `spec` belongs to the task's revision."""
 
     task: pb.Task
     spec: pb.ServiceSpec
     node: pb.Node
+    files: tuple[File, ...] = ()  # for `prepare` only: empty at other times
 
     @property
     def container(self) -> pb.ContainerSpec:
@@ -46,8 +60,7 @@ class Workload:
     @property
     def name(self) -> str:
         """The task's name, as users and container listings see it: service.slot.task."""
-        task = self.task
-        return f"{task.service_name}.{task.slot or task.node_id}.{task.id}"
+        return tasknames.full(self.task)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,6 @@ def unsupported(workload: base.Workload) -> list[str]:
     """Names of the fields that are set and that no runtime honours yet."""
     spec, container = workload.spec, workload.container
     found = {
-        "secrets": bool(container.secrets),
-        "configs": bool(container.configs),
         "networks": bool(spec.task.networks or spec.networks),
         "runtime": spec.task.runtime not in {"", "container"},
         "isolation": container.isolation not in {"", "default"},

@@ -33,6 +33,7 @@ class Tools:
 
     runtime: base.Runtime
     node: Callable[[], pb.Node]  # this node's own object, for templates
+    files: Callable[[base.Workload], tuple[base.File, ...]]  # the secrets and configs of a task
     publish: Callable[[str, pb.TaskStatus], None]  # task ID, its new status
     gate: asyncio.Semaphore  # how many tasks may be prepared or started at the same time
     clock: clock.Clock
@@ -184,7 +185,9 @@ class Driver:
     async def _begin(self, action: machine.Action) -> None:
         async with self._tools.gate:
             if action is machine.Action.PREPARE:
-                await self._tools.runtime.prepare(self._workload(), self._progress)
+                bare = self._workload()
+                whole = dataclasses.replace(bare, files=self._tools.files(bare))
+                await self._tools.runtime.prepare(whole, self._progress)
             else:
                 await self._tools.runtime.start(self._workload())
 

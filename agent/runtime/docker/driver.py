@@ -8,6 +8,7 @@ systemd a check stays "starting"; restart policies need a service of its own (no
 lack labels, which then means "look at all"; short image names become localhost/NAME.
 """
 
+import asyncio
 import builtins
 import contextlib
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from agent.runtime import base
+from agent.runtime import base, vault
 from agent.runtime.docker import client, events, images, logs, spec
 from skep import clock, errors, ids, pb
 
@@ -57,6 +58,7 @@ class DockerRuntime:
         self._rng = rng
         self._engine = client.Client(socket, call_s=call_s)
         self._images = images.Images(self._engine)
+        self._vault = vault.Vault(node_id=node_id)
         self._containers: dict[str, str] = {}  # task ID -> container ID
 
     async def open(self) -> None:
@@ -77,7 +79,8 @@ class DockerRuntime:
         task_id, container = workload.task.id, workload.container
         if await self._inspect(task_id) is not None:
             return
-        body = spec.create_body(workload, node_id=self._node_id, api=self._engine.version)
+        files = await self._keep_files(workload)
+        body = spec.create_body(workload, node_id=self._node_id, api=self._engine.version, files=files)
         await self._images.ensure(container.image, auth=container.registry_auth, progress=progress)
         progress("creating the container")
         try:
@@ -96,6 +99,14 @@ class DockerRuntime:
         self._containers[task_id] = made["Id"]
         for warning in made.get("Warnings") or []:
             log.warning("container.created_with_warning", task=task_id, warning=warning)
+
+    async def _keep_files(self, workload: base.Workload) -> builtins.list[str]:
+        """Paths of the task's secrets and configs on this machine, which the container gets mounted."""
+        if not workload.files:
+            return []
+        names = [str(number) for number in range(len(workload.files))]
+        kept = await asyncio.to_thread(self._vault.write, workload.task.id, workload.files, names=names)
+        return [str(kept / name) for name in names]
 
     async def start(self, workload: base.Workload) -> None:
         """Starts the container unless it has run: a task is one attempt."""
@@ -130,6 +141,7 @@ class DockerRuntime:
         """Removes the task's container, running or not, with its anonymous volumes."""
         for found in await self._list(node=self._node_id, task=task_id):
             await self._remove(found["Id"])
+        await asyncio.to_thread(self._vault.drop, task_id)
         self._containers.pop(task_id, None)
 
     async def _remove(self, container_id: str) -> None:
@@ -148,13 +160,18 @@ class DockerRuntime:
     async def observe(self, task_id: str) -> base.Observation:
         """Asks the engine."""
         container = await self._inspect(task_id)
-        return base.ABSENT if container is None else spec.observation(container)
+        if container is None:
+            return base.ABSENT
+        seen = spec.observation(container)
+        if seen.phase is base.Phase.EXITED and task_id in self._vault.tasks():
+            await asyncio.to_thread(self._vault.drop, task_id)  # a container that has ended never starts again
+        return seen
 
     async def list(self) -> list[str]:
-        """Tasks of which the engine holds a container."""
+        """Tasks of which the engine holds a container, or this machine files."""
         found = {container["Labels"][spec.TASK]: container["Id"] for container in await self._list(node=self._node_id)}
         self._containers = dict(found)
-        return sorted(found)
+        return sorted({**found, **dict.fromkeys(self._vault.tasks())})
 
     def events(self) -> AsyncIterator[str]:
         """See base.Runtime."""

@@ -5,11 +5,12 @@ Every field of ContainerSpec is honoured or refused by name; none is dropped.
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from agent.runtime import base, refuse, templates
 from agent.runtime.docker import client
-from skep import pb, stamps
+from skep import pb, stamps, tasknames
 
 NODE, TASK = "io.skep.node", "io.skep.task"
 DEFAULT_GRACE_S = 10.0
@@ -30,7 +31,7 @@ def labels(workload: base.Workload, *, node_id: str) -> dict[str, str]:
         "io.skep.task.name": workload.name,
         "io.skep.service": task.service_id,
         "io.skep.service.name": task.service_name,
-        "io.skep.slot": str(task.slot),
+        "io.skep.slot": tasknames.place(task) if task.slot else "0",
         "io.skep.revision": task.revision_id,
         "com.docker.swarm.node.id": node_id,
         "com.docker.swarm.service.id": task.service_id,
@@ -48,8 +49,13 @@ def grace_s(container: pb.ContainerSpec) -> int:
     return math.ceil(stamps.from_nanos(container.stop_grace_period))
 
 
-def create_body(workload: base.Workload, *, node_id: str, api: client.Version) -> dict[str, Any]:
-    """The body of POST /containers/create. Raises TaskFatal for what cannot be honoured."""
+def create_body(
+    workload: base.Workload, *, node_id: str, api: client.Version, files: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The body of POST /containers/create. Raises TaskFatal for what cannot be honoured.
+
+    `files` are the machine's paths of the task's secrets and configs, in the order of `workload.files`.
+    """
     container = workload.container
     refuse.check(workload, runtime="docker", also=_too_new(container, api))
     if not container.image:
@@ -61,7 +67,7 @@ def create_body(workload: base.Workload, *, node_id: str, api: client.Version) -
         "Env": templates.expand_env(workload),
         "StopTimeout": grace_s(container),
         "ExposedPorts": {_port_key(port): {} for port in ports},
-        "HostConfig": _host_config(workload, ports),
+        "HostConfig": _host_config(workload, ports, files),
     }
     optional: dict[str, Any] = {
         "Entrypoint": list(container.command),
@@ -94,7 +100,7 @@ def _too_new(container: pb.ContainerSpec, api: client.Version) -> list[str]:
     ]
 
 
-def _host_config(workload: base.Workload, ports: list[pb.PortConfig]) -> dict[str, Any]:
+def _host_config(workload: base.Workload, ports: list[pb.PortConfig], files: Sequence[str]) -> dict[str, Any]:
     container = workload.container
     limits = workload.spec.task.resources.limits
     log_driver = workload.spec.task.log_driver
@@ -105,7 +111,13 @@ def _host_config(workload: base.Workload, ports: list[pb.PortConfig]) -> dict[st
     config: dict[str, Any] = {"RestartPolicy": {"Name": "no"}}  # restarting is the managers' business
     optional: dict[str, Any] = {
         "PortBindings": bindings,
-        "Mounts": [_mount(mount, workload) for mount in container.mounts],
+        "Mounts": [
+            *(_mount(mount, workload) for mount in container.mounts),
+            *(
+                {"Type": "bind", "Source": source, "Target": file.path, "ReadOnly": True}
+                for file, source in zip(workload.files, files, strict=True)
+            ),
+        ],
         "ReadonlyRootfs": container.read_only,
         "GroupAdd": list(container.groups),
         "ExtraHosts": [line for entry in container.hosts for line in _extra_hosts(entry)],

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from agent.network import ports
-from agent.runtime import base, bell, refuse
+from agent.runtime import base, bell, refuse, vault
 from agent.runtime.process import cgroups, files, health, leftovers, logs, proof, spec, watch
 from skep import clock, errors, ids, pb
 
@@ -46,6 +46,7 @@ class ProcessRuntime:
         self._bell = bell.Bell()
         self._ports = ports.PortPicker()
         self._cgroups = cgroups.Cgroups(node_id=node_id)
+        self._vault = vault.Vault(node_id=node_id)
         self._watcher = watch.Watcher(self._supervisor_ended)
         self._checkers: dict[str, health.Checker] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -123,6 +124,12 @@ class ProcessRuntime:
         published = self._ports.assign(task_id, refuse.host_ports(workload))
         plan = spec.plan(workload, ports=published, work_dir=directory.work, euid=os.geteuid())
         directory.create(uid=dry.uid, gid=dry.gid)
+        if workload.files:
+            kept = self._vault.write(
+                task_id, workload.files, names=spec.file_names(workload.files), as_owner=True,
+                directory_owner=None if dry.uid is None else (dry.uid, dry.gid),
+            )  # fmt: skip
+            plan.env.update(spec.file_environment(kept))
         groups = self._cgroups.create(task_id, workload.spec.task.resources.limits)
         plan.cgroup_procs.extend(cgroups.procs_files(groups))
         plan.oom_files.extend(cgroups.oom_files(groups))
@@ -206,6 +213,7 @@ class ProcessRuntime:
             groups = self._cgroups.of(task_id) if task is None else task.cgroups
             await asyncio.to_thread(self._cgroups.kill_and_remove, groups)
             try:
+                await asyncio.to_thread(self._vault.drop, task_id)
                 await asyncio.to_thread(directory.delete)
             except OSError as error:
                 raise base.TaskTemporary(f"removing {directory.path}: {error}") from error
@@ -222,6 +230,7 @@ class ProcessRuntime:
         run = directory.read_run()
         if run is not None and directory.read_exit() is None:
             await asyncio.to_thread(leftovers.kill, run, task, node_id=self._node_id)
+        await asyncio.to_thread(self._vault.drop, task.task_id)
 
     async def observe(self, task_id: str) -> base.Observation:
         """Read from the task's directory and /proc each time."""

@@ -10,10 +10,11 @@ import pathlib
 import pwd
 import resource
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 from agent.runtime import base, refuse, templates
-from skep import pb, stamps
+from skep import pb, stamps, tasknames
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_GRACE_S = 10.0
@@ -112,7 +113,7 @@ def environment(workload: base.Workload, *, ports: list[pb.PortConfig], home: st
         "HOME": home,
         "SKEP_TASK_ID": task.id,
         "SKEP_TASK_NAME": workload.name,
-        "SKEP_TASK_SLOT": str(task.slot),
+        "SKEP_TASK_SLOT": tasknames.place(task) if task.slot else "0",
         "SKEP_SERVICE_ID": task.service_id,
         "SKEP_SERVICE_NAME": task.service_name,
         "SKEP_NODE_ID": workload.node.id or task.node_id,
@@ -127,6 +128,22 @@ def environment(workload: base.Workload, *, ports: list[pb.PortConfig], home: st
         else:
             env.pop(name, None)  # "NAME" alone takes a variable away, as in a container
     return env
+
+
+def file_names(files: Sequence[base.File]) -> list[str]:
+    """Where each secret and config stands in the task's directory of files. Raises TaskFatal."""
+    for file in files:
+        if file.target.startswith("/"):
+            raise base.TaskFatal(
+                f"{file.kind} target {file.target}: the process runtime keeps files in $SKEP_SECRETS_DIR and "
+                "$SKEP_CONFIGS_DIR, give it a relative name"
+            )
+    return [f"{file.kind}s/{file.target}" for file in files]
+
+
+def file_environment(directory: pathlib.Path) -> dict[str, str]:
+    """The variables that tell the command where its secrets and configs are."""
+    return {"SKEP_SECRETS_DIR": str(directory / "secrets"), "SKEP_CONFIGS_DIR": str(directory / "configs")}
 
 
 def stop_signal(text: str) -> int:

@@ -175,8 +175,6 @@ def refused(work: base.Workload, words: str, api: client.Version = API) -> None:
 def test_what_cannot_be_honoured_is_refused_by_name() -> None:
     image = "nginx"
     refused(workloads.workload(container=pb.ContainerSpec()), "names no image")
-    secret = pb.ContainerSpec(image=image, secrets=[pb.SecretReference()], configs=[pb.ConfigReference()])
-    refused(workloads.workload(container=secret), "cannot honour: secrets, configs")
     ingress = pb.PortConfig(target_port=80, published_port=80)
     refused(workloads.workload(container=pb.ContainerSpec(image=image), ports=[ingress]), "mode=host")
     attached = workloads.workload(container=pb.ContainerSpec(image=image))

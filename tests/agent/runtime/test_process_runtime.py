@@ -267,7 +267,6 @@ def test_slow_health_check_is_cut_off(tmp_path: pathlib.Path) -> None:
         (pb.ContainerSpec(image="nginx"), "give the service a command"),
         (pb.ContainerSpec(args=["x"], mounts=[pb.Mount(target="/x")]), "mounts"),
         (pb.ContainerSpec(args=["x"], read_only=True, tty=True), "read-only root, tty"),
-        (pb.ContainerSpec(args=["x"], secrets=[pb.SecretReference(secret_name="s")]), "secrets"),
         (pb.ContainerSpec(args=["x"], user="no-such-user"), "no such user"),
         (pb.ContainerSpec(args=["x"], stop_signal="SIGNOPE"), "stop signal 'SIGNOPE'"),
         (pb.ContainerSpec(args=["x"], dir="here"), "absolute"),
@@ -344,5 +343,31 @@ def test_supervisor_is_small_and_starts_fast(tmp_path: pathlib.Path) -> None:
         status = (proof.PROC / str(shim_pid) / "status").read_text()
         rss_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         assert rss_kb < 15 * 1024
+
+    processes.with_runtime(tmp_path, body)
+
+
+def test_secrets_and_configs_are_files_in_memory_that_end_with_the_task(tmp_path: pathlib.Path) -> None:
+    async def body(runtime: process.ProcessRuntime) -> None:
+        files = (
+            workloads.file("password", b"hush", mode=0o400),
+            workloads.file("etc/app", b"a=1\n", kind="config", mode=0o444),
+        )
+        script = 'cat "$SKEP_SECRETS_DIR/password"; cat "$SKEP_CONFIGS_DIR/etc/app"; echo "$SKEP_SECRETS_DIR"'
+        work = workloads.workload("sh", "-c", script, files=files)
+        await workloads.run(runtime, work)
+        await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
+        text = await workloads.output(runtime, work.task.id)
+        assert text.startswith("husha=1\n/")
+        where = pathlib.Path(text.splitlines()[-1])
+        assert b"hush" not in b"".join(each.read_bytes() for each in (tmp_path / work.task.id).glob("*.json"))
+
+        async def gone() -> bool:
+            return not where.exists()
+
+        await workloads.until(gone, bool, what="end of the files")
+        absolute = workloads.workload("true", files=(workloads.file("/etc/x", b"x"),))
+        with pytest.raises(base.TaskFatal, match=r"target /etc/x: the process runtime keeps files in \$SKEP_SECRETS"):
+            await runtime.prepare(absolute, lambda _: None)
 
     processes.with_runtime(tmp_path, body)

@@ -23,6 +23,7 @@ def workload(
     task_id: str = "",
     service: str = "web",
     node_id: str = NODE_ID,
+    files: tuple[base.File, ...] = (),
 ) -> base.Workload:
     """A task of a service whose container runs `args`."""
     spec = pb.ServiceSpec(name=service, task=pb.TaskSpec(container=container or pb.ContainerSpec(image="process")))
@@ -36,7 +37,14 @@ def workload(
         spec.task.resources.limits.CopyFrom(limits)
     task = pb.Task(id=task_id or ids.new_id(RNG), service_id="service1", service_name=service, slot=1, node_id=node_id)
     node = pb.Node(id=node_id, description=pb.NodeDescription(hostname="host1"))
-    return base.Workload(task=task, spec=spec, node=node)
+    return base.Workload(task=task, spec=spec, node=node, files=files)
+
+
+def file(
+    target: str, data: bytes, *, kind: str = "secret", path: str = "", uid: int = 0, gid: int = 0, mode: int = 0o444
+) -> base.File:
+    """A secret or config of a task."""
+    return base.File(kind, target, path or f"/run/secrets/{target}", data, uid, gid, mode)
 
 
 def host_port(target: int, *, published: int = 0) -> pb.PortConfig:

@@ -24,6 +24,7 @@ class Bench:
         self.tools = driver.Tools(
             runtime=self.runtime,
             node=pb.Node,
+            files=lambda _: (),
             publish=lambda _task_id, status: self.published.append(status),
             gate=asyncio.Semaphore(2),
             clock=self.clock,
