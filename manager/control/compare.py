@@ -3,6 +3,11 @@
 from skep import pb
 
 
+def is_job(spec: pb.ServiceSpec) -> bool:
+    """Whether the service is to complete, instead of to run on."""
+    return spec.mode.WhichOneof("mode") in {"replicated_job", "global_job"}
+
+
 def same_work(before: pb.ServiceSpec, after: pb.ServiceSpec) -> bool:
     """Whether tasks of `before` are as good as tasks of `after`: nothing that a task carries differs.
 

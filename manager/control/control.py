@@ -46,7 +46,12 @@ class Control:
 
         def decide(view: views.View) -> list[pb.Op]:
             return services.create(
-                view, named, service_id=service_id, revision_id=revision_id, registry_auth=registry_auth
+                view,
+                named,
+                service_id=service_id,
+                revision_id=revision_id,
+                registry_auth=registry_auth,
+                now=self._clock.now(),
             )
 
         await self._carry_out(decide)

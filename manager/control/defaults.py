@@ -19,6 +19,12 @@ def normalised(spec: pb.ServiceSpec) -> pb.ServiceSpec:
         stored.mode.replicated.SetInParent()
     if stored.mode.WhichOneof("mode") == "replicated" and not stored.mode.replicated.HasField("replicas"):
         stored.mode.replicated.replicas = 1
+    if stored.mode.WhichOneof("mode") == "replicated_job":
+        job = stored.mode.replicated_job
+        if not job.HasField("max_concurrent"):
+            job.max_concurrent = 1
+        if not job.HasField("total_completions"):
+            job.total_completions = job.max_concurrent
     stored.task.container.isolation = stored.task.container.isolation or "default"
     stored.task.runtime = stored.task.runtime or "container"
     return stored
@@ -41,7 +47,8 @@ def filled(spec: pb.ServiceSpec) -> pb.ServiceSpec:
         restart.delay = stamps.to_nanos(RESTART_DELAY_S)
     if not restart.HasField("max_attempts"):
         restart.max_attempts = 0
-    for name in ("update", "rollback"):
+    job = full.mode.WhichOneof("mode") in {"replicated_job", "global_job"}
+    for name in () if job else ("update", "rollback"):
         present = full.HasField(name)
         config: pb.UpdateConfig = getattr(full, name)
         if not present:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from manager.store import tables, views
-from skep import errors, pb
+from skep import errors, pb, tasknames
 
 R = TypeVar("R", bound=tables.Row)
 
@@ -40,7 +40,7 @@ def config(view: views.View, reference: str) -> pb.Config:
 
 def task_name(row: pb.Task) -> str:
     """The task's name as users see it."""
-    return f"{row.service_name}.{row.slot or row.node_id}.{row.id}"
+    return tasknames.full(row)
 
 
 def _one(table: views.TableView[R], reference: str, named: Iterable[R], kind: str) -> R:

@@ -25,7 +25,7 @@ class Update:
 
 
 def create(
-    view: views.View, spec: pb.ServiceSpec, *, service_id: str, revision_id: str, registry_auth: str
+    view: views.View, spec: pb.ServiceSpec, *, service_id: str, revision_id: str, registry_auth: str, now: float
 ) -> list[pb.Op]:
     """A new service and its first revision. Raises Invalid, Unimplemented or AlreadyExists."""
     stored = defaults.normalised(spec)
@@ -36,11 +36,15 @@ def create(
         raise errors.AlreadyExists(f"name conflicts with an existing object: service {stored.name} already exists")
     revision = pb.Revision(id=revision_id, service_id=service_id, number=1, spec=stored)
     service = pb.Service(id=service_id, name=stored.name, revision_id=revision_id, next_revision=2)
+    if compare.is_job(stored):
+        service.job_status.CopyFrom(pb.JobStatus(job_iteration=pb.Version(), last_execution=stamps.stamp(now)))
     return [ops.create(revision), ops.create(service)]
 
 
 def update(view: views.View, reference: str, request: Update, *, revision_id: str, now: float) -> list[pb.Op]:
     """A new revision, or nothing at all when the specification is the one that is wished for already.
+
+    A job runs again with every update, also with one that changes nothing.
 
     Raises NotFound, Invalid, Unimplemented, and Conflict when the service has moved since the caller read it.
     """
@@ -56,7 +60,7 @@ def update(view: views.View, reference: str, request: Update, *, revision_id: st
     _check_version(service, request.version)
     stored.task.container.registry_auth = request.registry_auth or _kept_auth(view, service, request.auth_from)
     validate_service.check(stored)
-    if stored == current:
+    if stored == current and not compare.is_job(stored):
         return []
     payloads.check_present(view, stored)
     revision = pb.Revision(id=revision_id, service_id=service.id, number=service.next_revision, spec=stored)
@@ -65,6 +69,9 @@ def update(view: views.View, reference: str, request: Update, *, revision_id: st
     changed.previous_revision_id = service.revision_id
     changed.revision_id = revision_id
     changed.next_revision += 1
+    if compare.is_job(stored):
+        _run_again(changed, now)
+        return [ops.create(revision), ops.update(changed)]
     resumes = service.update_status.state in _PAUSED and not compare.only_scaled(current, stored)
     if resumes or not compare.same_work(current, stored):
         _set_status(changed, pb.UPDATE_STATE_UPDATING, UPDATING, now)
@@ -85,7 +92,10 @@ def rollback(view: views.View, reference: str, *, version: int, now: float) -> l
     changed = pb.Service()
     changed.CopyFrom(service)
     changed.revision_id, changed.previous_revision_id = service.previous_revision_id, service.revision_id
-    _set_status(changed, pb.UPDATE_STATE_ROLLBACK_STARTED, ROLLING_BACK, now)
+    if compare.is_job(view.spec(service)):
+        _run_again(changed, now)
+    else:
+        _set_status(changed, pb.UPDATE_STATE_ROLLBACK_STARTED, ROLLING_BACK, now)
     return [ops.update(changed)]
 
 
@@ -115,3 +125,9 @@ def _kept_auth(view: views.View, service: pb.Service, auth_from: AuthFrom) -> st
 
 def _set_status(service: pb.Service, state: pb.UpdateState.ValueType, message: str, now: float) -> None:
     service.update_status.CopyFrom(pb.UpdateStatus(state=state, started_at=stamps.stamp(now), message=message))
+
+
+def _run_again(service: pb.Service, now: float) -> None:
+    """The job's next iteration."""
+    service.job_status.job_iteration.index += 1
+    service.job_status.last_execution.CopyFrom(stamps.stamp(now))

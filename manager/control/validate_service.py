@@ -2,9 +2,9 @@
 
 import math
 
-from manager.control import names, payloads
+from manager.control import compare, names, payloads
 from manager.scheduler import constraints
-from skep import errors, jsonmap, pb
+from skep import errors, expand, jsonmap, pb
 
 CPU_NANOS_MIN = 1_000_000  # a thousandth of a core
 MEMORY_BYTES_MIN = 4 * 1024 * 1024
@@ -26,7 +26,8 @@ def check(spec: pb.ServiceSpec) -> None:
     check_resources(spec.task.resources)
     check_restart(spec.task.restart)
     check_placement(spec.task.placement)
-    check_mode(spec.mode)
+    check_mode(spec)
+    check_templates(spec)
     check_update(spec.update, name="update")
     check_update(spec.rollback, name="rollback")
     check_endpoint(spec.endpoint)
@@ -108,19 +109,36 @@ def check_placement(placement: pb.Placement) -> None:
             raise errors.Invalid("Placement: a preference must name what to spread over: spread=node.labels.<key>")
 
 
-def check_mode(mode: pb.ServiceMode) -> None:
-    """The mode, of which there is one so far."""
-    kind = mode.WhichOneof("mode")
-    if kind != "replicated":
-        shown = {"global": "global", "replicated_job": "replicated-job", "global_job": "global-job"}.get(str(kind), "?")
-        raise errors.Unimplemented(
-            f"this version of skep runs replicated services only: mode {shown} is not implemented; "
-            "use mode replicated with --replicas"
-        )
-    if mode.replicated.replicas > REPLICAS_MAX:
-        raise errors.Invalid(
-            f"Mode.Replicated.Replicas: {mode.replicated.replicas} is more than the {REPLICAS_MAX} that are allowed"
-        )
+def check_mode(spec: pb.ServiceSpec) -> None:
+    """The mode, and what does not go with it."""
+    mode = spec.mode
+    counts = {
+        "Mode.Replicated.Replicas": mode.replicated.replicas,
+        "Mode.ReplicatedJob.TotalCompletions": mode.replicated_job.total_completions,
+        "Mode.ReplicatedJob.MaxConcurrent": mode.replicated_job.max_concurrent,
+    }
+    for path, count in counts.items():
+        if count > REPLICAS_MAX:
+            raise errors.Invalid(f"{path}: {count} is more than the {REPLICAS_MAX} that are allowed")
+    if compare.is_job(spec) and spec.HasField("update"):
+        raise errors.Invalid("Jobs may not have an update config")
+
+
+def check_templates(spec: pb.ServiceSpec) -> None:
+    """Placeholders, tried out on a made-up task: agents fill in the real one."""
+    fields = dict.fromkeys(expand.FIELDS, "x")
+    container = spec.task.container
+    texts = [("env", variable.partition("=")[2]) for variable in container.env]
+    texts.append(("hostname", container.hostname))
+    for mount in container.mounts:
+        volume = mount.volume_options
+        options = volume.driver_config.options
+        texts += (("mounts", text) for text in (mount.source, mount.target, *volume.labels.values(), *options.values()))
+    for what, text in texts:
+        try:
+            expand.expand(text, fields, spec.labels)
+        except errors.Invalid as error:
+            raise errors.Invalid(f"expanding {what} failed: {error.message}") from None
 
 
 def check_update(config: pb.UpdateConfig, *, name: str) -> None:

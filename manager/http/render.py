@@ -9,7 +9,7 @@ from typing import Any
 
 from manager.ca import authority
 from manager.control import defaults
-from manager.orchestrator import dirty
+from manager.orchestrator import dirty, tasks
 from manager.store import views
 from skep import jsonmap, pb
 from skep.security import keys
@@ -44,12 +44,30 @@ def _endpoint(endpoint: pb.EndpointSpec) -> Json:
 
 
 def _service_status(view: views.View, row: pb.Service, spec: pb.ServiceSpec) -> Json:
-    running = 0
+    mode = spec.mode.WhichOneof("mode")
+    iteration = row.job_status.job_iteration.index
+    running = unfinished = completed = 0
+    nodes: dict[str, None] = {}  # on which one is wished
     for task in view.tasks.where("service", row.id):
-        if task.status.state == pb.TASK_STATE_RUNNING and task.desired_state <= pb.TASK_STATE_RUNNING:
+        state = task.status.state
+        if task.job_iteration.index != iteration:
+            continue
+        completed += state == pb.TASK_STATE_COMPLETE
+        if not tasks.runnable(task):
+            continue
+        nodes[task.node_id] = None
+        unfinished += state < pb.TASK_STATE_COMPLETE
+        if state == pb.TASK_STATE_RUNNING:
             node = view.nodes.get(task.node_id)
             running += node is not None and node.status.state != pb.NODE_STATE_DOWN
-    return {"RunningTasks": running, "DesiredTasks": spec.mode.replicated.replicas, "CompletedTasks": 0}
+    desired = {
+        "replicated": spec.mode.replicated.replicas,
+        "global": len(nodes),
+        "replicated_job": spec.mode.replicated_job.max_concurrent,
+        "global_job": unfinished,
+    }
+    shown = completed if row.HasField("job_status") else 0
+    return {"RunningTasks": running, "DesiredTasks": desired.get(str(mode), 0), "CompletedTasks": shown}
 
 
 class Tasks:
@@ -63,6 +81,8 @@ class Tasks:
     def render(self, row: pb.Task) -> Json:
         """GET /tasks: the task with the specification of its revision."""
         shown = jsonmap.to_json(row)
+        if row.slot and row.HasField("job_iteration"):
+            shown["Slot"] = row.slot - 1  # Docker's clients count the places of a job from 0
         shown["Labels"] = {}
         shown["Spec"] = self._spec(row.revision_id)
         shown.setdefault("Status", {}).setdefault("PortStatus", {})

@@ -1,4 +1,4 @@
-"""What every mode does about a task that ended or must leave its node: does it need a successor, and when does that start.
+"""What every mode does about a task that ended or must leave its node: is there a successor, and when does it start.
 
 The same slot, the same rules; which slots there are is the modes' business.
 """

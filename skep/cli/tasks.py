@@ -21,9 +21,12 @@ Json = Mapping[str, Any]
 
 
 def name_of(task: Json, services: Mapping[str, str]) -> str:
-    """`web.3`, or `web.NODEID` for a global service; the service's ID where its name is not known."""
+    """`web.3`, or `web.NODEID` for a global service; the service's ID where its name is not known.
+
+    The places of a job are counted from 0, which a Slot of 0 says and none at all does not.
+    """
     service = services.get(task.get("ServiceID", ""), task.get("ServiceID", ""))
-    where = str(task["Slot"]) if task.get("Slot") else task.get("NodeID", "")
+    where = str(task["Slot"]) if task.get("Slot") is not None else task.get("NodeID", "")
     return f"{service}.{where}" if where else service
 
 

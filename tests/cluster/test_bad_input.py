@@ -22,7 +22,7 @@ BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ),
     (("service", "create", "--name", "taken", "process", "true"), ("taken", "exists")),
     (("service", "create", "--name", "x", "--publish", "8080:80", "process", "true"), ("mode=host",)),
-    (("service", "create", "--name", "x", "--mode", "global", "process", "true"), ("global",)),
+    (("service", "create", "--name", "x", "--mode", "global", "--replicas", "2", "process", "true"), ("global",)),
     (("service", "create", "--name", "x", "--limit-memory", "1k", "process", "true"), ("4MiB",)),
     (("service", "create", "--name", "x", "--restart-delay", "soon", "process", "true"), ("restart-delay",)),
     (("service", "create"), ("IMAGE",)),

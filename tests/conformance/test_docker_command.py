@@ -194,7 +194,7 @@ def test_logs(command: str) -> None:
         (("service", "create", "--name", "a b", "nginx"), "name must be valid as a DNS name component"),
         (("service", "create", "--constraint", "foo", "nginx"), "constraint expected one operator from ==, !="),
         (("service", "create", "--publish", "80:80", "nginx"), "use mode=host"),
-        (("service", "create", "--mode", "global", "nginx"), "this version of skep runs replicated services only"),
+        (("service", "create", "--mode", "global", "--env", "A={{.Nope}}", "nginx"), "expanding env failed"),
         (("service", "create", "--limit-memory", "1k", "nginx"), "Must be at least 4MiB"),
         (("service", "update", "nope"), "nope"),
         (("service", "ps", "nope"), "no such service: nope"),

@@ -7,7 +7,7 @@ import pytest
 
 from manager.control import cluster, control, lookup, nodes, services
 from manager.store import commit, ops, views
-from skep import errors, pb
+from skep import errors, jsonmap, pb
 from tests.manager.http import fake_machine
 
 
@@ -211,7 +211,7 @@ def test_lookup_prefers_ids_to_names_to_prefixes() -> None:
     async def work(rig: Rig) -> None:
         for service_id, name in (("abc1", "one"), ("abc2", "abc1x"), ("zzz", "abc")):
             operations = services.create(
-                rig.view, spec(name), service_id=service_id, revision_id="r" + service_id, registry_auth=""
+                rig.view, spec(name), service_id=service_id, revision_id="r" + service_id, registry_auth="", now=1.0
             )
             await rig.committer.commit(operations)
         found = {ref: lookup.service(rig.view, ref).id for ref in ("abc1", "ABC", "abc2", "z", "abc1x")}
@@ -392,5 +392,29 @@ def test_cluster_updates_that_are_refused(wished: pb.ClusterSpec, kind: type[err
     async def work(rig: Rig) -> None:
         with pytest.raises(kind, match=text):
             await rig.control.update_cluster(cluster.Update(spec=wished, version=rig.view.cluster.version.index))
+
+    with_rig(work)
+
+
+def test_every_update_of_a_job_runs_it_again() -> None:
+    async def work(rig: Rig) -> None:
+        wished = spec("batch")
+        wished.mode.ClearField("replicated")
+        wished.mode.replicated_job.max_concurrent = 2
+        await rig.control.create_service(wished)
+        service = lookup.service(rig.view, "batch")
+        assert rig.view.spec(service).mode.replicated_job.total_completions == 2
+        assert jsonmap.to_json(service)["JobStatus"]["JobIteration"] == {}
+        for iteration in (1, 2):  # also when nothing differs
+            service = lookup.service(rig.view, "batch")
+            request = services.Update(spec=rig.view.spec(service), version=service.version.index)
+            await rig.control.update_service("batch", request)
+            service = lookup.service(rig.view, "batch")
+            assert service.job_status.job_iteration.index == iteration
+            assert service.job_status.HasField("last_execution")
+            assert not service.HasField("update_status")
+        await rig.control.rollback_service("batch", version=service.version.index)
+        service = lookup.service(rig.view, "batch")
+        assert (service.job_status.job_iteration.index, service.HasField("update_status")) == (3, False)
 
     with_rig(work)

@@ -99,9 +99,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (spec(Mode={"Replicated": {"Replicas": 10**7}}), "Mode.Replicated.Replicas: 10000000 is more than the 1000000"),
     (spec(**{C + "Labels": {"a": "b" * 2_000_000}}), "the specification has "),
 ]
+REFUSED += [
+    (spec(Mode=mode, UpdateConfig={"Parallelism": 1}), "Jobs may not have an update config")
+    for mode in ({"GlobalJob": {}}, {"ReplicatedJob": {}})
+]
+REFUSED += [
+    (spec(Mode={"ReplicatedJob": {"TotalCompletions": 2_000_000}}), "Mode.ReplicatedJob.TotalCompletions: 2000000 is"),
+    (spec(Mode={"ReplicatedJob": {"MaxConcurrent": 2_000_000}}), "Mode.ReplicatedJob."),
+    (spec(TaskTemplate__ContainerSpec={"Image": "i", "Env": ["A={{.Nope}}"]}), "expanding env failed: {{.Nope}}"),
+    (spec(TaskTemplate__ContainerSpec={"Image": "i", "Env": ["A={{.Task.ID"]}), "expanding env failed: unclosed"),
+    (spec(TaskTemplate__ContainerSpec={"Image": "i", "Hostname": "{{.Service.Labels.x}}"}),
+     'expanding hostname failed: {{.Service.Labels.x}}: map has no entry for key "x"'),
+    (spec(TaskTemplate__ContainerSpec={"Image": "i", "Mounts": [
+        {"Type": "volume", "Source": "{{oops}}", "Target": "/a"}]}), "expanding mounts failed: {{oops}}"),
+]  # fmt: skip
 UNIMPLEMENTED: list[tuple[dict[str, Any], str]] = [
-    (spec(Mode={"Global": {}}), "this version of skep runs replicated services only: mode global is not implemented"),
-    (spec(Mode={"GlobalJob": {}}), "this version of skep runs replicated services only: mode global-job"),
     (spec(EndpointSpec={"Ports": [{"TargetPort": 80, "PublishedPort": 8080}]}), PORTS),
     (spec(TaskTemplate__Networks=[{"Target": "n"}]), DEFERRED + "attaches services to networks (--network)"),
     (spec(TaskTemplate__Runtime="plugin"), "TaskSpec: runtime 'plugin' is not implemented: only container is"),
@@ -117,6 +129,7 @@ ACCEPTED = [
     spec(EndpointSpec={"Ports": [
         {"TargetPort": 53, "PublishedPort": 53, "PublishMode": "host", "Protocol": name} for name in ("tcp", "udp")
     ]}),
+    *(spec(Mode=mode) for mode in ({"Global": {}}, {"ReplicatedJob": {}}, {"GlobalJob": {}})),
     spec(TaskTemplate__Placement={"Constraints": ["node.role==worker"]}),
     spec(TaskTemplate__Placement={"Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.a"}}]}),
     spec(TaskTemplate__Resources={"Limits": {"NanoCPUs": 1_000_000, "MemoryBytes": 4 << 20}, "Reservations": {}}),
