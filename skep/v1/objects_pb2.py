@@ -28,7 +28,7 @@ from skep.v1 import specs_pb2 as skep_dot_v1_dot_specs__pb2
 from skep.v1 import types_pb2 as skep_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skep/v1/objects.proto\x12\x07skep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15skep/v1/options.proto\x1a\x13skep/v1/specs.proto\x1a\x13skep/v1/types.proto\"\x8d\x02\n\x07\x43luster\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12(\n\x04spec\x18\x05 \x01(\x0b\x32\x14.skep.v1.ClusterSpecR\x04Spec\x12&\n\x07root_ca\x18\x06 \x01(\x0b\x32\x0f.skep.v1.RootCAB\x04\xd8\xf3\x18\x01\"Z\n\x06RootCA\x12\x10\n\x08\x63\x65rt_pem\x18\x01 \x01(\x0c\x12\x0f\n\x07key_pem\x18\x02 \x01(\x0c\x12\x15\n\rworker_secret\x18\x03 \x01(\t\x12\x16\n\x0emanager_secret\x18\x04 \x01(\t\"\xa7\x03\n\x04Node\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12%\n\x04spec\x18\x05 \x01(\x0b\x32\x11.skep.v1.NodeSpecR\x04Spec\x12:\n\x0b\x64\x65scription\x18\x06 \x01(\x0b\x32\x18.skep.v1.NodeDescriptionR\x0b\x44\x65scription\x12+\n\x06status\x18\x07 \x01(\x0b\x32\x13.skep.v1.NodeStatusR\x06Status\x12%\n\x04role\x18\x08 \x01(\x0e\x32\x11.skep.v1.NodeRoleB\x04\xd8\xf3\x18\x01\x12\x36\n\x07manager\x18\t \x01(\x0b\x32\x16.skep.v1.ManagerStatusR\rManagerStatus\"\x9a\x03\n\x07Service\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xd8\xf3\x18\x01\x12\x19\n\x0brevision_id\x18\x06 \x01(\tB\x04\xd8\xf3\x18\x01\x12\"\n\x14previous_revision_id\x18\x07 \x01(\tB\x04\xd8\xf3\x18\x01\x12:\n\rupdate_status\x18\x08 \x01(\x0b\x32\x15.skep.v1.UpdateStatusR\x0cUpdateStatus\x12\x1b\n\rnext_revision\x18\t \x01(\x04\x42\x04\xd8\xf3\x18\x01\x12\x31\n\njob_status\x18\n \x01(\x0b\x32\x12.skep.v1.JobStatusR\tJobStatus\"\x9d\x02\n\x08Revision\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x1d\n\nservice_id\x18\x05 \x01(\tR\tServiceID\x12\x16\n\x06number\x18\x06 \x01(\x04R\x06Number\x12(\n\x04spec\x18\x07 \x01(\x0b\x32\x14.skep.v1.ServiceSpecR\x04Spec\"\xa8\x05\n\x04Task\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x1d\n\nservice_id\x18\x05 \x01(\tR\tServiceID\x12\x19\n\x0brevision_id\x18\x06 \x01(\tB\x04\xd8\xf3\x18\x01\x12\x12\n\x04slot\x18\x07 \x01(\x04R\x04Slot\x12\x17\n\x07node_id\x18\x08 \x01(\tR\x06NodeID\x12+\n\x06status\x18\t \x01(\x0b\x32\x13.skep.v1.TaskStatusR\x06Status\x12=\n\rdesired_state\x18\n \x01(\x0e\x32\x12.skep.v1.TaskStateB\x04\xd0\xf3\x18\x01R\x0c\x44\x65siredState\x12\x34\n\nnot_before\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xd8\xf3\x18\x01\x12\x16\n\x08replaces\x18\x0c \x01(\tB\x04\xd8\xf3\x18\x01\x12\x1a\n\x0cservice_name\x18\r \x01(\tB\x04\xd8\xf3\x18\x01\x12\x34\n\nrunning_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xd8\xf3\x18\x01\x12\x35\n\rjob_iteration\x18\x0f \x01(\x0b\x32\x10.skep.v1.VersionR\x0cJobIteration\x12\x44\n\x10\x61ssigned_generic\x18\x10 \x03(\x0b\x32\x18.skep.v1.GenericResourceR\x10GenericResources\"\xb0\x02\n\x07Network\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02Id\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x37\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x43reated\x12\x37\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07Updated\x12\x12\n\x04name\x18\x05 \x01(\tR\x04Name\x12\x34\n\x06labels\x18\x06 \x03(\x0b\x32\x1c.skep.v1.Network.LabelsEntryR\x06Labels\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x02\n\x06Secret\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xd8\xf3\x18\x01\x12\'\n\x04spec\x18\x08 \x01(\x0b\x32\x13.skep.v1.SecretSpecR\x04SpecJ\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08\"\x83\x02\n\x06\x43onfig\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xd8\xf3\x18\x01\x12\'\n\x04spec\x18\x08 \x01(\x0b\x32\x13.skep.v1.ConfigSpecR\x04SpecJ\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08\"\xb2\x02\n\x06Volume\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tR\x04Name\x12\x33\n\x06labels\x18\x06 \x03(\x0b\x32\x1b.skep.v1.Volume.LabelsEntryR\x06Labels\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skep/v1/objects.proto\x12\x07skep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15skep/v1/options.proto\x1a\x13skep/v1/specs.proto\x1a\x13skep/v1/types.proto\"\xba\x02\n\x07\x43luster\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12(\n\x04spec\x18\x05 \x01(\x0b\x32\x14.skep.v1.ClusterSpecR\x04Spec\x12&\n\x07root_ca\x18\x06 \x01(\x0b\x32\x0f.skep.v1.RootCAB\x04\xd8\xf3\x18\x01\x12+\n\trebalance\x18\x07 \x01(\x0b\x32\x12.skep.v1.RebalanceB\x04\xd8\xf3\x18\x01\"q\n\tRebalance\x12\x30\n\x0crequested_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmoves_left\x18\x02 \x01(\r\x12\r\n\x05moves\x18\x03 \x01(\r\x12\x0f\n\x07message\x18\x04 \x01(\t\"Z\n\x06RootCA\x12\x10\n\x08\x63\x65rt_pem\x18\x01 \x01(\x0c\x12\x0f\n\x07key_pem\x18\x02 \x01(\x0c\x12\x15\n\rworker_secret\x18\x03 \x01(\t\x12\x16\n\x0emanager_secret\x18\x04 \x01(\t\"\xcc\x03\n\x04Node\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12%\n\x04spec\x18\x05 \x01(\x0b\x32\x11.skep.v1.NodeSpecR\x04Spec\x12:\n\x0b\x64\x65scription\x18\x06 \x01(\x0b\x32\x18.skep.v1.NodeDescriptionR\x0b\x44\x65scription\x12+\n\x06status\x18\x07 \x01(\x0b\x32\x13.skep.v1.NodeStatusR\x06Status\x12%\n\x04role\x18\x08 \x01(\x0e\x32\x11.skep.v1.NodeRoleB\x04\xd8\xf3\x18\x01\x12\x36\n\x07manager\x18\t \x01(\x0b\x32\x16.skep.v1.ManagerStatusR\rManagerStatus\x12#\n\x05\x64rain\x18\n \x01(\x0b\x32\x0e.skep.v1.DrainB\x04\xd8\xf3\x18\x01\"e\n\x05\x44rain\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9a\x03\n\x07Service\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xd8\xf3\x18\x01\x12\x19\n\x0brevision_id\x18\x06 \x01(\tB\x04\xd8\xf3\x18\x01\x12\"\n\x14previous_revision_id\x18\x07 \x01(\tB\x04\xd8\xf3\x18\x01\x12:\n\rupdate_status\x18\x08 \x01(\x0b\x32\x15.skep.v1.UpdateStatusR\x0cUpdateStatus\x12\x1b\n\rnext_revision\x18\t \x01(\x04\x42\x04\xd8\xf3\x18\x01\x12\x31\n\njob_status\x18\n \x01(\x0b\x32\x12.skep.v1.JobStatusR\tJobStatus\"\x9d\x02\n\x08Revision\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x1d\n\nservice_id\x18\x05 \x01(\tR\tServiceID\x12\x16\n\x06number\x18\x06 \x01(\x04R\x06Number\x12(\n\x04spec\x18\x07 \x01(\x0b\x32\x14.skep.v1.ServiceSpecR\x04Spec\"\xe9\x05\n\x04Task\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x1d\n\nservice_id\x18\x05 \x01(\tR\tServiceID\x12\x19\n\x0brevision_id\x18\x06 \x01(\tB\x04\xd8\xf3\x18\x01\x12\x12\n\x04slot\x18\x07 \x01(\x04R\x04Slot\x12\x17\n\x07node_id\x18\x08 \x01(\tR\x06NodeID\x12+\n\x06status\x18\t \x01(\x0b\x32\x13.skep.v1.TaskStatusR\x06Status\x12=\n\rdesired_state\x18\n \x01(\x0e\x32\x12.skep.v1.TaskStateB\x04\xd0\xf3\x18\x01R\x0c\x44\x65siredState\x12\x34\n\nnot_before\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xd8\xf3\x18\x01\x12\x16\n\x08replaces\x18\x0c \x01(\tB\x04\xd8\xf3\x18\x01\x12\x1a\n\x0cservice_name\x18\r \x01(\tB\x04\xd8\xf3\x18\x01\x12\x34\n\nrunning_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xd8\xf3\x18\x01\x12\x35\n\rjob_iteration\x18\x0f \x01(\x0b\x32\x10.skep.v1.VersionR\x0cJobIteration\x12\x44\n\x10\x61ssigned_generic\x18\x10 \x03(\x0b\x32\x18.skep.v1.GenericResourceR\x10GenericResources\x12\x16\n\x08\x66\x61ilures\x18\x11 \x01(\rB\x04\xd8\xf3\x18\x01\x12\'\n\x04move\x18\x12 \x01(\x0e\x32\x13.skep.v1.MoveReasonB\x04\xd8\xf3\x18\x01\"\xb0\x02\n\x07Network\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02Id\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x37\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x43reated\x12\x37\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07Updated\x12\x12\n\x04name\x18\x05 \x01(\tR\x04Name\x12\x34\n\x06labels\x18\x06 \x03(\x0b\x32\x1c.skep.v1.Network.LabelsEntryR\x06Labels\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x02\n\x06Secret\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xd8\xf3\x18\x01\x12\'\n\x04spec\x18\x08 \x01(\x0b\x32\x13.skep.v1.SecretSpecR\x04SpecJ\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08\"\x83\x02\n\x06\x43onfig\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tB\x04\xd8\xf3\x18\x01\x12\'\n\x04spec\x18\x08 \x01(\x0b\x32\x13.skep.v1.ConfigSpecR\x04SpecJ\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08\"\xb2\x02\n\x06Volume\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02ID\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x10.skep.v1.VersionR\x07Version\x12\x39\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tCreatedAt\x12\x39\n\nupdated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tUpdatedAt\x12\x12\n\x04name\x18\x05 \x01(\tR\x04Name\x12\x33\n\x06labels\x18\x06 \x03(\x0b\x32\x1b.skep.v1.Volume.LabelsEntryR\x06Labels\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLUSTER'].fields_by_name['root_ca']._loaded_options = None
   _globals['_CLUSTER'].fields_by_name['root_ca']._serialized_options = b'\330\363\030\001'
+  _globals['_CLUSTER'].fields_by_name['rebalance']._loaded_options = None
+  _globals['_CLUSTER'].fields_by_name['rebalance']._serialized_options = b'\330\363\030\001'
   _globals['_NODE'].fields_by_name['role']._loaded_options = None
   _globals['_NODE'].fields_by_name['role']._serialized_options = b'\330\363\030\001'
+  _globals['_NODE'].fields_by_name['drain']._loaded_options = None
+  _globals['_NODE'].fields_by_name['drain']._serialized_options = b'\330\363\030\001'
   _globals['_SERVICE'].fields_by_name['name']._loaded_options = None
   _globals['_SERVICE'].fields_by_name['name']._serialized_options = b'\330\363\030\001'
   _globals['_SERVICE'].fields_by_name['revision_id']._loaded_options = None
@@ -59,6 +63,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASK'].fields_by_name['service_name']._serialized_options = b'\330\363\030\001'
   _globals['_TASK'].fields_by_name['running_at']._loaded_options = None
   _globals['_TASK'].fields_by_name['running_at']._serialized_options = b'\330\363\030\001'
+  _globals['_TASK'].fields_by_name['failures']._loaded_options = None
+  _globals['_TASK'].fields_by_name['failures']._serialized_options = b'\330\363\030\001'
+  _globals['_TASK'].fields_by_name['move']._loaded_options = None
+  _globals['_TASK'].fields_by_name['move']._serialized_options = b'\330\363\030\001'
   _globals['_NETWORK_LABELSENTRY']._loaded_options = None
   _globals['_NETWORK_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_SECRET'].fields_by_name['name']._loaded_options = None
@@ -68,27 +76,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUME_LABELSENTRY']._loaded_options = None
   _globals['_VOLUME_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CLUSTER']._serialized_start=133
-  _globals['_CLUSTER']._serialized_end=402
-  _globals['_ROOTCA']._serialized_start=404
-  _globals['_ROOTCA']._serialized_end=494
-  _globals['_NODE']._serialized_start=497
-  _globals['_NODE']._serialized_end=920
-  _globals['_SERVICE']._serialized_start=923
-  _globals['_SERVICE']._serialized_end=1333
-  _globals['_REVISION']._serialized_start=1336
-  _globals['_REVISION']._serialized_end=1621
-  _globals['_TASK']._serialized_start=1624
-  _globals['_TASK']._serialized_end=2304
-  _globals['_NETWORK']._serialized_start=2307
-  _globals['_NETWORK']._serialized_end=2611
-  _globals['_NETWORK_LABELSENTRY']._serialized_start=2566
-  _globals['_NETWORK_LABELSENTRY']._serialized_end=2611
-  _globals['_SECRET']._serialized_start=2614
-  _globals['_SECRET']._serialized_end=2873
-  _globals['_CONFIG']._serialized_start=2876
-  _globals['_CONFIG']._serialized_end=3135
-  _globals['_VOLUME']._serialized_start=3138
-  _globals['_VOLUME']._serialized_end=3444
-  _globals['_VOLUME_LABELSENTRY']._serialized_start=2566
-  _globals['_VOLUME_LABELSENTRY']._serialized_end=2611
+  _globals['_CLUSTER']._serialized_end=447
+  _globals['_REBALANCE']._serialized_start=449
+  _globals['_REBALANCE']._serialized_end=562
+  _globals['_ROOTCA']._serialized_start=564
+  _globals['_ROOTCA']._serialized_end=654
+  _globals['_NODE']._serialized_start=657
+  _globals['_NODE']._serialized_end=1117
+  _globals['_DRAIN']._serialized_start=1119
+  _globals['_DRAIN']._serialized_end=1220
+  _globals['_SERVICE']._serialized_start=1223
+  _globals['_SERVICE']._serialized_end=1633
+  _globals['_REVISION']._serialized_start=1636
+  _globals['_REVISION']._serialized_end=1921
+  _globals['_TASK']._serialized_start=1924
+  _globals['_TASK']._serialized_end=2669
+  _globals['_NETWORK']._serialized_start=2672
+  _globals['_NETWORK']._serialized_end=2976
+  _globals['_NETWORK_LABELSENTRY']._serialized_start=2931
+  _globals['_NETWORK_LABELSENTRY']._serialized_end=2976
+  _globals['_SECRET']._serialized_start=2979
+  _globals['_SECRET']._serialized_end=3238
+  _globals['_CONFIG']._serialized_start=3241
+  _globals['_CONFIG']._serialized_end=3500
+  _globals['_VOLUME']._serialized_start=3503
+  _globals['_VOLUME']._serialized_end=3809
+  _globals['_VOLUME_LABELSENTRY']._serialized_start=2931
+  _globals['_VOLUME_LABELSENTRY']._serialized_end=2976
 # @@protoc_insertion_point(module_scope)

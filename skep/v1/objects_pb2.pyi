@@ -37,6 +37,7 @@ class Cluster(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     ROOT_CA_FIELD_NUMBER: _builtins.int
+    REBALANCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     @_builtins.property
     def version(self) -> _types_pb2.Version: ...
@@ -48,6 +49,10 @@ class Cluster(_message.Message):
     def spec(self) -> _specs_pb2.ClusterSpec: ...
     @_builtins.property
     def root_ca(self) -> Global___RootCA: ...
+    @_builtins.property
+    def rebalance(self) -> Global___Rebalance:
+        """the rebalancing that was asked for last"""
+
     def __init__(
         self,
         *,
@@ -57,14 +62,49 @@ class Cluster(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         spec: _specs_pb2.ClusterSpec | None = ...,
         root_ca: Global___RootCA | None = ...,
+        rebalance: Global___Rebalance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "root_ca", b"root_ca", "spec", b"spec", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "rebalance", b"rebalance", "root_ca", b"root_ca", "spec", b"spec", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "root_ca", b"root_ca", "spec", b"spec", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "rebalance", b"rebalance", "root_ca", b"root_ca", "spec", b"spec", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cluster: _TypeAlias = Cluster  # noqa: Y015
+
+@_typing.final
+class Rebalance(_message.Message):
+    """A request to even out the load, and how far it has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    MOVES_LEFT_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    moves_left: _builtins.int
+    """how many tasks may still be moved; 0 = it is over"""
+    moves: _builtins.int
+    """how many were begun"""
+    message: _builtins.str
+    """how it stands or how it ended, for people"""
+    @_builtins.property
+    def requested_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        requested_at: _timestamp_pb2.Timestamp | None = ...,
+        moves_left: _builtins.int = ...,
+        moves: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requested_at", b"requested_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "moves", b"moves", "moves_left", b"moves_left", "requested_at", b"requested_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rebalance: _TypeAlias = Rebalance  # noqa: Y015
 
 @_typing.final
 class RootCA(_message.Message):
@@ -111,6 +151,7 @@ class Node(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     MANAGER_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     role: _types_pb2.NodeRole.ValueType
     """what its certificate says"""
@@ -134,6 +175,10 @@ class Node(_message.Message):
     def manager(self) -> _types_pb2.ManagerStatus:
         """addr is stored; leader and reachability are filled in on read"""
 
+    @_builtins.property
+    def drain(self) -> Global___Drain:
+        """while its availability is drain"""
+
     def __init__(
         self,
         *,
@@ -146,14 +191,41 @@ class Node(_message.Message):
         status: _types_pb2.NodeStatus | None = ...,
         role: _types_pb2.NodeRole.ValueType = ...,
         manager: _types_pb2.ManagerStatus | None = ...,
+        drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "manager", b"manager", "spec", b"spec", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "drain", b"drain", "manager", b"manager", "spec", b"spec", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "id", b"id", "manager", b"manager", "role", b"role", "spec", b"spec", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "drain", b"drain", "id", b"id", "manager", b"manager", "role", b"role", "spec", b"spec", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class Drain(_message.Message):
+    """A node that is to be emptied (availability drain). From the deadline on, what still runs there is stopped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "started_at", b"started_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
 
 @_typing.final
 class Service(_message.Message):
@@ -280,6 +352,8 @@ class Task(_message.Message):
     RUNNING_AT_FIELD_NUMBER: _builtins.int
     JOB_ITERATION_FIELD_NUMBER: _builtins.int
     ASSIGNED_GENERIC_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     service_id: _builtins.str
     revision_id: _builtins.str
@@ -293,6 +367,10 @@ class Task(_message.Message):
     """Task in the same slot whose place this one takes; empty = none. While this one is wished READY it waits for that stop."""
     service_name: _builtins.str
     """so that names need no join: <service>.<slot>.<id>"""
+    failures: _builtins.int
+    """How often in a row the tasks of this slot and revision failed soon after their start; the restart delay grows with it."""
+    move: _types_pb2.MoveReason.ValueType
+    """Why this task is to take over from the one it replaces while that one still runs. Unset: it does not move anything."""
     @_builtins.property
     def version(self) -> _types_pb2.Version: ...
     @_builtins.property
@@ -336,10 +414,12 @@ class Task(_message.Message):
         running_at: _timestamp_pb2.Timestamp | None = ...,
         job_iteration: _types_pb2.Version | None = ...,
         assigned_generic: _abc.Iterable[_types_pb2.GenericResource] | None = ...,
+        failures: _builtins.int = ...,
+        move: _types_pb2.MoveReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "job_iteration", b"job_iteration", "not_before", b"not_before", "running_at", b"running_at", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_generic", b"assigned_generic", "created_at", b"created_at", "desired_state", b"desired_state", "id", b"id", "job_iteration", b"job_iteration", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "running_at", b"running_at", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_generic", b"assigned_generic", "created_at", b"created_at", "desired_state", b"desired_state", "failures", b"failures", "id", b"id", "job_iteration", b"job_iteration", "move", b"move", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "running_at", b"running_at", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1293,7 +1293,10 @@ class ClusterSpec(_message.Message):
     CA_FIELD_NUMBER: _builtins.int
     TASK_DEFAULTS_FIELD_NUMBER: _builtins.int
     ENCRYPTION_FIELD_NUMBER: _builtins.int
+    AUTO_REBALANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    auto_rebalance: _builtins.bool
+    """skep's own, set by other means than the cluster's update: whether a node that joins or returns gets its share of tasks."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -1319,10 +1322,11 @@ class ClusterSpec(_message.Message):
         ca: Global___ClusterSpec.CAConfig | None = ...,
         task_defaults: Global___ClusterSpec.TaskDefaults | None = ...,
         encryption: Global___ClusterSpec.EncryptionConfig | None = ...,
+        auto_rebalance: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "dispatcher", b"dispatcher", "encryption", b"encryption", "orchestration", b"orchestration", "raft", b"raft", "task_defaults", b"task_defaults"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "dispatcher", b"dispatcher", "encryption", b"encryption", "labels", b"labels", "name", b"name", "orchestration", b"orchestration", "raft", b"raft", "task_defaults", b"task_defaults"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_rebalance", b"auto_rebalance", "ca", b"ca", "dispatcher", b"dispatcher", "encryption", b"encryption", "labels", b"labels", "name", b"name", "orchestration", b"orchestration", "raft", b"raft", "task_defaults", b"task_defaults"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -160,6 +160,27 @@ REACHABILITY_UNREACHABLE: Reachability.ValueType  # 1
 REACHABILITY_REACHABLE: Reachability.ValueType  # 2
 Global___Reachability: _TypeAlias = Reachability  # noqa: Y015
 
+class _MoveReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MoveReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MoveReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOVE_REASON_NONE: _MoveReason.ValueType  # 0
+    MOVE_REASON_DRAIN: _MoveReason.ValueType  # 1
+    """its node is being drained"""
+    MOVE_REASON_REBALANCE: _MoveReason.ValueType  # 2
+    """its node has more to do than others"""
+
+class MoveReason(_MoveReason, metaclass=_MoveReasonEnumTypeWrapper): ...
+
+MOVE_REASON_NONE: MoveReason.ValueType  # 0
+MOVE_REASON_DRAIN: MoveReason.ValueType  # 1
+"""its node is being drained"""
+MOVE_REASON_REBALANCE: MoveReason.ValueType  # 2
+"""its node has more to do than others"""
+Global___MoveReason: _TypeAlias = MoveReason  # noqa: Y015
+
 class _RestartCondition:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -867,20 +888,26 @@ class NodeStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     ADDR_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     state: Global___NodeState.ValueType
     message: _builtins.str
     addr: _builtins.str
     """the agent's address as the manager saw it"""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """when the state last changed, by the leader's clock"""
+
     def __init__(
         self,
         *,
         state: Global___NodeState.ValueType = ...,
         message: _builtins.str = ...,
         addr: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addr", b"addr", "message", b"message", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addr", b"addr", "message", b"message", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
