@@ -24,6 +24,8 @@ ENTRIES = {
     "token": lazy.Entry("skep.cli.swarm", "token", "Show or rotate the tokens that admit machines"),
     "node": lazy.Entry("skep.cli.node", "node", "List, inspect, drain and label machines"),
     "service": lazy.Entry("skep.cli.service", "service", "Create, update, scale and watch services"),
+    "secret": lazy.Entry("skep.cli.payload", "secret", "Keep passwords and keys for services"),
+    "config": lazy.Entry("skep.cli.payload", "config", "Keep configuration files for services"),
     "task": lazy.Entry("skep.cli.task", "task", "Look into single tasks"),
     "dev": lazy.Entry("skep.cli.dev", "dev", "Run a whole cluster on this machine", optional=True),
     "info": lazy.Entry("skep.cli.system", "info", "Show this machine and its cluster"),
