@@ -42,6 +42,10 @@ class Election(replication.Replication):
             return self._is_quorum(self._responsive(self.times.election_min_s))
         return bool(self.leader_id) and self._now - self._leader_heard_at < self.times.election_min_s
 
+    def leader_heard_ago_s(self, now: float) -> float | None:
+        """Seconds since a leader was heard of; None when none was since the start."""
+        return max(0.0, now - self._leader_heard_at) if self._leader_heard_at else None
+
     def _responsive(self, within_s: float) -> dict[str, None]:
         """Leader only: itself and the members that have answered lately."""
         alive = {

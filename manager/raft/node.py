@@ -139,6 +139,13 @@ class RaftNode:
         """Whether the cluster has told this manager that it was removed: its manager part is to be stopped."""
         return self._core is not None and self._core.removed
 
+    @property
+    def heard_of_leader_ago_s(self) -> float | None:
+        """How long ago this manager's state was known to be current: 0 while it leads, None when it never was."""
+        if self._core is None:
+            return None
+        return 0.0 if self.is_leader else self._core.leader_heard_ago_s(asyncio.get_running_loop().time())
+
     def members(self) -> dict[str, str]:
         """The managers in the newest configuration, ID to address."""
         return {} if self._core is None else dict(self._core.members)
