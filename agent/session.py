@@ -51,10 +51,12 @@ class AgentSession:
         rng: ids.Rng,
         access: entering.Access | None = None,
         on_node: Callable[[pb.Node], None] | None = None,
+        on_removed: Callable[[str], None] | None = None,
     ) -> None:
         """`describe` gives the whole description, hostname included; it may raise Unavailable.
 
-        `on_node` is called with this node's own object at every registration and whenever it changes.
+        `on_node` is called with this node's own object at every registration and whenever it changes, `on_removed`
+        with the leader's words whenever it says that this node is not in the cluster any more.
         """
         self._connect = connect
         self._managers = managers
@@ -63,6 +65,7 @@ class AgentSession:
         self._access = access or entering.NoAccess()
         self._rng = rng
         self._on_node = on_node
+        self._on_removed = on_removed
         self._description: pb.NodeDescription | None = None
         self._candidates: list[str] = []
         self._worked = ""  # the manager of the last session
@@ -105,6 +108,8 @@ class AgentSession:
     def _ended(self, addr: str, error: Exception) -> None:
         self.error = str(error) or type(error).__name__
         log.warning("session.ended", manager=addr, error=self.error, kind=type(error).__name__)
+        if isinstance(error, errors.Denied) and self._on_removed is not None:
+            self._on_removed(self.error)
 
     def _next_candidate(self) -> str:
         if not self._candidates:

@@ -1,4 +1,4 @@
-"""One survivor goes on alone: rewrites its stopped log so that it is the only member. For a quorum that is lost for good.
+"""One survivor goes on alone: its stopped log is rewritten to a group of one, for a quorum that is lost for good.
 
 Everything in the log is kept, also what this manager does not know to be committed: it may have been acknowledged, and
 an entry that was not does no harm, for its proposer was told that the outcome is unknown. The change is one record,

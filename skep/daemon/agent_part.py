@@ -29,13 +29,20 @@ class AgentPart:
         config: settings.Settings,
         identity: Callable[[], identities.Identity],
         seeds: Sequence[str],
+        on_node: Callable[[pb.Node], None],
+        on_removed: Callable[[str], None],
         time: clock.Clock,
         rng: ids.Rng,
     ) -> None:
-        """`identity` gives the present one; `seeds` are cluster addresses to try while none was heard of."""
+        """`identity` gives the present one; `seeds` are cluster addresses to try while none was heard of.
+
+        `on_node` and `on_removed` are told what the leader says of this node.
+        """
         self._config = config
         self._identity = identity
         self._seeds = seeds
+        self._on_node = on_node
+        self._on_removed = on_removed
         self._clock = time
         self._rng = rng
         self._stack = contextlib.AsyncExitStack()
@@ -69,6 +76,8 @@ class AgentPart:
             worker=opened,
             describe=self._describe,
             rng=self._rng,
+            on_node=self._on_node,
+            on_removed=self._on_removed,
         )
         running = asyncio.create_task(self._session.run(), name="agent.session")
         self._stack.push_async_callback(_cancelled, running)

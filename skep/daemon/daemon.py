@@ -17,8 +17,8 @@ import structlog
 from manager.ca import authority, membership_client
 from manager.http import api, backend, server
 from skep import clock, errors, ids, pb
-from skep.daemon import agent_part, manager_part, settings
-from skep.security import enroll, files, renewal, tls
+from skep.daemon import agent_part, manager_keeper, manager_part, settings
+from skep.security import datakey, enroll, files, renewal, tls
 from skep.security import identity as identities
 
 log = structlog.get_logger(__name__)
@@ -32,6 +32,11 @@ LAST_MANAGER = (
     "You are attempting to leave the swarm on a node that is participating as a manager. The only way to restore a "
     "swarm that has lost consensus is to reinitialize it. Use `--force` to leave all the same."
 )
+REMOVED = (
+    "{reason}. Its tasks were given to other nodes and are stopped here. To use this machine again: skep leave "
+    "--force, then skep join"
+)
+DEFAULT_LISTEN_ADDR = "0.0.0.0:2377"  # what Docker's clients and skep send when nothing was said
 LEAVE_PATIENCE_S = 10.0  # with --force the machine leaves even when no manager answers by then
 
 
@@ -43,9 +48,7 @@ class Daemon:
         self.clock: clock.Clock = clock.SystemClock()
         self.rng: ids.Rng = ids.system_rng()
         self._registry = prometheus_client.CollectorRegistry()
-        self._metrics = manager_part.Metrics(self._registry)
         self._identity: identities.Identity | None = None
-        self._manager: manager_part.ManagerPart | None = None
         self._agent: agent_part.AgentPart | None = None
         self._changing = asyncio.Lock()
         self._error = ""
@@ -53,6 +56,24 @@ class Daemon:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._front = api.Api(self, registry=self._registry)
         self._server = server.HttpServer(self._front, config.socket)
+        self._renewer = renewal.Renewer(
+            current=self._present_identity,
+            save=self._save_identity,
+            managers=self._known_managers,
+            time=self.clock,
+            rng=self.rng,
+        )
+        self._keeper = manager_keeper.ManagerKeeper(
+            config=config,
+            identity=self._present_identity,
+            front=self._front,
+            metrics=manager_part.Metrics(self._registry),
+            known_managers=self._known_managers,
+            renew=self._renewer.trigger,
+            fail=self._fail,
+            time=self.clock,
+            rng=self.rng,
+        )
 
     # ---------------------------------------------------------------- life
 
@@ -71,6 +92,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Ends the daemon; the tasks of this machine run on."""
+        await self._keeper.hand_over()  # first of all, so that everybody who asks here meanwhile finds a leader
         await self._server.stop()
         await self._stop_parts()
 
@@ -99,17 +121,12 @@ class Daemon:
             ) from error
 
     async def _resume(self, place: settings.Membership) -> None:
-        assert self._identity is not None
-        if self._identity.role == pb.NODE_ROLE_MANAGER:
-            await self._start_manager(place, found=False)
-            if place.members:  # a join that was cut off before this node became a member is carried on with
-                self._spawn(self._finish_joining(list(place.members.values())), name="daemon.joining")
-        await self._start_agent(place)
-
-    async def _finish_joining(self, addrs: Sequence[str]) -> None:
-        manager = self._manager
-        if manager is not None and manager.node_id not in manager.members():
-            await manager.join(addrs)
+        now = settings.moved(place, listen_addr=self._config.listen_addr, advertise_addr=self._config.advertise_addr)
+        if now != place:
+            log.info("daemon.moved", addr=now.advertise_addr, before=place.advertise_addr, listen=now.listen_addr)
+            now.save(self._config.membership_file)
+        await self._keeper.resume(now)
+        await self._start_agent(now)
 
     # ---------------------------------------------------------------- parts
 
@@ -120,11 +137,17 @@ class Daemon:
 
     def _make_agent(self, seeds: Sequence[str]) -> agent_part.AgentPart:
         return agent_part.AgentPart(
-            config=self._config, identity=self._present_identity, seeds=seeds, time=self.clock, rng=self.rng
+            config=self._config,
+            identity=self._present_identity,
+            seeds=seeds,
+            on_node=self._node_changed,
+            on_removed=self._node_removed,
+            time=self.clock,
+            rng=self.rng,
         )
 
     async def _start_agent(self, place: settings.Membership, seeds: Sequence[str] = ()) -> None:
-        own = [place.advertise_addr] if self._manager is not None else []
+        own = [place.advertise_addr] if self._keeper.part is not None else []
         agent = self._make_agent([*seeds, *own])
         try:
             await agent.start()
@@ -132,33 +155,25 @@ class Daemon:
             await agent.stop()
             raise
         self._agent = agent
-        self._spawn(self._renew(), name="daemon.renewal")
+        self._spawn(self._renewer.run(), name="daemon.renewal")
+        self._spawn(self._keeper.run(), name="daemon.role")
 
-    async def _start_manager(self, place: settings.Membership, *, found: bool) -> None:
-        manager = manager_part.ManagerPart(
-            config=self._config,
-            place=place,
-            identity=self._present_identity,
-            front=self._front,
-            metrics=self._metrics,
-            time=self.clock,
-            rng=self.rng,
-        )
-        await manager.start(found=found)
-        self._manager = manager
-        self._spawn(self._watch_manager(manager), name="daemon.manager_watch")
+    def _node_changed(self, node: pb.Node) -> None:
+        """What the leader says of this node: above all its role."""
+        self._keeper.node_changed(node)
 
-    async def _watch_manager(self, manager: manager_part.ManagerPart) -> None:
-        """A manager that was removed goes on as a worker; one that failed ends the process, loudly."""
-        reason = await manager.ended()
-        if "removed" in reason:
-            log.warning("manager.removed", node=manager.node_id)
-            self._manager = None
-            await manager.stop()
+    def _node_removed(self, reason: str) -> None:
+        """`skep node rm`: the tasks were given to other nodes, so they must not run here as well."""
+        if self._error:
             return
-        log.error("manager.failed", reason=reason)
+        self._error = REMOVED.format(reason=reason)
+        log.error("daemon.removed_from_cluster", reason=self._error)
+        if self._agent is not None:
+            self._spawn(self._agent.remove_tasks(), name="daemon.removed")
+
+    def _fail(self, error: errors.SkepError) -> None:
         if not self._failure.done():
-            self._failure.set_exception(errors.Bug(reason))
+            self._failure.set_exception(error)
 
     async def _stop_parts(self) -> None:
         for task in list(self._background):
@@ -167,9 +182,7 @@ class Daemon:
         agent, self._agent = self._agent, None
         if agent is not None:
             await agent.stop()
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            await manager.stop()
+        await self._keeper.stop()
 
     def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
         """Runs `work` beside everything else; an error ends it with a line in the log."""
@@ -184,23 +197,27 @@ class Daemon:
         self._background[task] = None
         task.add_done_callback(lambda done: self._background.pop(done, None))
 
-    async def _renew(self) -> None:
-        renewer = renewal.Renewer(
-            current=self._present_identity,
-            save=self._save_identity,
-            managers=self._known_managers,
-            time=self.clock,
-            rng=self.rng,
-        )
-        await renewer.run()
-
     def _save_identity(self, identity: identities.Identity) -> None:
-        files.save(self._config.identity_dir, identity)
+        """A renewed certificate, with a new key. A crash after any of the steps leaves something to start from."""
+        before = self._present_identity()
+        directory = self._config.identity_dir
+        try:
+            datakey.rewrap(directory, old=before, new=identity, rng=self.rng)
+        except errors.Denied as error:  # nobody can open it: then there is no manager part to lose either
+            log.error("daemon.data_key_lost", reason=error.message)
+        if identity.role == pb.NODE_ROLE_MANAGER and self._keeper.part is None:
+            place = settings.Membership.load(self._config.membership_file)
+            others = {node_id: addr for node_id, addr in self._renewer.members.items() if node_id != identity.node_id}
+            dataclasses.replace(place, members=others).save(self._config.membership_file)
+        files.save(directory, identity)
         self._identity = identity
+        with contextlib.suppress(errors.Denied):
+            datakey.settle(directory, identity, rng=self.rng)
+        self._keeper.identity_changed()
 
     def _known_managers(self) -> list[str]:
-        if self._manager is not None:
-            return list(self._manager.members().values())
+        if self._keeper.part is not None:
+            return list(self._keeper.part.members().values())
         return self._agent.managers if self._agent is not None else []
 
     # ---------------------------------------------------------------- http.backend.Machine
@@ -208,7 +225,7 @@ class Daemon:
     @property
     def manager(self) -> backend.Manager | None:
         """The manager part, while this machine has one."""
-        return self._manager
+        return self._keeper.part
 
     def info(self) -> backend.MachineInfo:
         """What is known of this machine now."""
@@ -216,7 +233,7 @@ class Daemon:
         description = self._agent.description if self._agent is not None else pb.NodeDescription()
         return backend.MachineInfo(
             state=self._state(),
-            error=self._error or (self._agent.problem if self._agent is not None else ""),
+            error=self._error or self._keeper.problem or (self._agent.problem if self._agent is not None else ""),
             hostname=self._config.name,
             node_id=self._identity.node_id if self._identity is not None else "",
             node_addr=settings.split_addr(place.advertise_addr, default_port=0)[0] if place is not None else "",
@@ -226,7 +243,7 @@ class Daemon:
         )
 
     def _state(self) -> str:
-        if self._error:
+        if self._error or self._keeper.problem:
             return "error"
         if self._agent is not None:
             return "active"
@@ -238,16 +255,16 @@ class Daemon:
         return settings.Membership.load(self._config.membership_file)
 
     def _members(self) -> dict[str, str]:
-        if self._manager is not None:
-            return dict(self._manager.members())
+        if self._keeper.part is not None:
+            return dict(self._keeper.part.members())
         return {str(number): addr for number, addr in enumerate(self._known_managers())}
 
     async def init(self, request: backend.InitRequest) -> str:
         """Makes a new cluster with this machine as its first manager; returns the node ID."""
-        if request.force_new_cluster:
-            raise errors.Unimplemented("--force-new-cluster is not in this version of skep")
+        if request.force_new_cluster and self._identity is not None:
+            return await self._rebuild(request)
         async with self._change():
-            place = settings.choose_addresses(listen_addr=request.listen_addr, advertise_addr=request.advertise_addr)
+            place = self._choose_addresses(request)
             founding = authority.found(
                 hostname=self._config.name,
                 addr=place.advertise_addr,
@@ -257,19 +274,41 @@ class Daemon:
                 availability=request.availability,
             )
             self._identity = founding.identity
-            await self._start_manager(place, found=True)
-            assert self._manager is not None
-            await self._manager.lead()
-            await self._manager.committer.commit(founding.ops)
+            manager = await self._keeper.found(place)
+            await manager.lead()
+            await manager.committer.commit(founding.ops)
             self._remember(founding.identity, place)
             await self._start_agent(place)
         log.info("cluster.founded", cluster=founding.identity.cluster_id, node=founding.identity.node_id)
         return founding.identity.node_id
 
+    async def _rebuild(self, request: backend.InitRequest) -> str:
+        """The quorum is lost for good: this manager goes on alone, with everything it has. The tasks run on."""
+        if self._present_identity().role != pb.NODE_ROLE_MANAGER:
+            raise errors.FailedPrecondition(
+                "this node is a worker and has no copy of the cluster's state: run --force-new-cluster on a manager"
+            )
+        async with self._changing:
+            place = settings.moved(
+                settings.Membership.load(self._config.membership_file),
+                listen_addr="" if request.listen_addr == DEFAULT_LISTEN_ADDR else request.listen_addr,
+                advertise_addr=request.advertise_addr,
+            )
+            place = dataclasses.replace(place, members={})
+            place.save(self._config.membership_file)
+            manager = await self._keeper.rebuild(place)
+        return manager.node_id
+
+    def _choose_addresses(self, request: backend.InitRequest | backend.JoinRequest) -> settings.Membership:
+        return settings.choose_addresses(
+            listen_addr=request.listen_addr or self._config.listen_addr,
+            advertise_addr=request.advertise_addr or self._config.advertise_addr,
+        )
+
     async def join(self, request: backend.JoinRequest) -> None:
         """Joins a cluster; returns once this machine is a member."""
         async with self._change():
-            place = settings.choose_addresses(listen_addr=request.listen_addr, advertise_addr=request.advertise_addr)
+            place = self._choose_addresses(request)
             port = settings.CLUSTER_PORT + settings.JOIN_PORT_OFFSET
             remotes = [
                 settings.join_addr(*settings.split_addr(addr, default_port=port)) for addr in request.remote_addrs
@@ -284,9 +323,7 @@ class Daemon:
             self._identity = enrolled.identity
             if enrolled.identity.role == pb.NODE_ROLE_MANAGER:
                 place = dataclasses.replace(place, members=enrolled.members)
-                await self._start_manager(place, found=False)
-                assert self._manager is not None
-                await self._manager.join(enrolled.managers)
+                await self._keeper.join(place, enrolled.managers)
             self._remember(enrolled.identity, place)
             await self._start_agent(place, enrolled.managers)
         log.info("cluster.joined", cluster=enrolled.identity.cluster_id, node=enrolled.identity.node_id)
@@ -295,7 +332,7 @@ class Daemon:
         """Leaves the cluster: tasks stop, identity and state are removed."""
         if self._identity is None and not self._error:
             raise errors.Unavailable(NOT_PART)
-        if self._manager is not None and not force:
+        if self._keeper.part is not None and not force:
             raise errors.Unavailable(LAST_MANAGER)
         async with self._changing:
             for task in list(self._background):  # above all the one that would see us removed
@@ -327,6 +364,7 @@ class Daemon:
         async with self._changing:
             if self._identity is not None or self._error:
                 raise errors.Unavailable(ALREADY)
+            await self._forget()  # whatever an attempt left behind that was cut off by a crash
             try:
                 yield
             except BaseException:
@@ -342,8 +380,8 @@ class Daemon:
         """Back to a machine in no cluster."""
         await self._stop_parts()
         files.remove(self._config.identity_dir)
-        for path in (self._config.raft_dir, self._config.agent_dir):
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        await self._keeper.wipe()
+        await asyncio.to_thread(shutil.rmtree, self._config.agent_dir, ignore_errors=True)
         self._config.membership_file.unlink(missing_ok=True)
         self._identity = None
         self._error = ""

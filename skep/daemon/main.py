@@ -28,6 +28,14 @@ log = structlog.get_logger(__name__)
               show_default=True, help="What runs the tasks; auto takes Docker's engine where one answers.")  # fmt: skip
 @click.option("--docker-socket", default="/var/run/docker.sock", show_default=True, help="The engine's socket.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Engine label; may be repeated.")
+@click.option(
+    "--advertise-addr",
+    default="",
+    metavar="ADDR",
+    help="Address that other machines reach this one at (IP[:PORT]).  [default: as at init or join]",
+)
+@click.option("--listen-addr", default="", metavar="ADDR",
+              help="Address to listen on (IP[:PORT]).  [default: as at init or join]")  # fmt: skip
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--supervised", is_flag=True, help="End when standard input ends: for a parent that may be killed.")
@@ -40,6 +48,8 @@ def main(
     runtime: Literal["auto", "docker", "process", "memory"],
     docker_socket: str,
     labels: tuple[str, ...],
+    advertise_addr: str,
+    listen_addr: str,
     log_level: str,
     log_format: str,
     supervised: bool,  # noqa: FBT001 - click passes options by name
@@ -58,6 +68,8 @@ def main(
             runtime=runtime,
             docker_socket=docker_socket.removeprefix("unix://"),
             labels=dict(_label(label) for label in labels),
+            listen_addr=listen_addr,
+            advertise_addr=advertise_addr,
         )
         asyncio.run(_run(chosen, supervised=supervised, remove_tasks=remove_tasks))
     except errors.SkepError as error:

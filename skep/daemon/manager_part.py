@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,19 +12,19 @@ import prometheus_client
 import structlog
 
 from manager import loops
-from manager.ca import authority, membership, membership_client, service
-from manager.dispatcher import dispatcher, logs
+from manager.ca import authority, membership, membership_client, recovery, roles, service
+from manager.dispatcher import channels, dispatcher, logs
 from manager.dispatcher import metrics as dispatcher_metrics
 from manager.dispatcher import service as dispatcher_service
 from manager.http import api, backend, forward
 from manager.raft import config as raft_config
-from manager.raft import disk, grpc_transport, node
+from manager.raft import disk, grpc_transport, node, rebuild
 from manager.raft import log as raft_log
 from manager.store import commit, store
 from skep import clock, errors, ids, pb
 from skep.daemon import settings
+from skep.security import datakey, tls
 from skep.security import identity as identities
-from skep.security import tls
 from skep.v1 import ca_pb2_grpc, dispatcher_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,15 @@ log = structlog.get_logger(__name__)
 STOP_GRACE_S = 1.0  # for calls in hand when the servers stop
 LEAD_TIMEOUT_S = 15.0  # for the founder; an election of one takes a second
 LEAD_RETRY_S = 0.2  # before leading again when leading ended although the lead was not lost
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """Why a manager part ended by itself."""
+
+    removed: bool  # from the group; otherwise it has failed
+    reason: str
+    disk: bool = False  # it failed because the disk did
 
 
 class Metrics:
@@ -65,12 +75,15 @@ class ManagerPart:
         self._rng = rng
         self._stack = contextlib.AsyncExitStack()
         self._leadership = asyncio.Event()
+        self._changing = asyncio.Lock()  # who changes the group
+        self._told: dict[str, str] = {}  # the members that agents were told of
         self._channels: dict[str, tuple[identities.Identity, grpc.aio.Channel]] = {}
         self.node_id = identity().node_id
         self.store = store.Store()
         self.join_port = settings.split_addr(place.advertise_addr, default_port=0)[1] + settings.JOIN_PORT_OFFSET
         self.committer: commit.Committer
         self.logs: backend.LogSource
+        self.channels: backend.ChannelSource
         self._dispatcher: dispatcher.Dispatcher | None = None
 
     # ---------------------------------------------------------------- life
@@ -85,7 +98,7 @@ class ManagerPart:
         self._raft = node.RaftNode(
             node_id=self.node_id,
             store=self.store,
-            log=raft_log.DurableLog(disk.OsDisk(self._config.raft_dir)),
+            log=open_log(self._config, self._identity(), rng=self._rng),
             transport=transport,
             clock=self._clock,
             rng=self._rng,
@@ -104,11 +117,12 @@ class ManagerPart:
         )
         self.committer = self._raft
         self.logs = logs.Logs(store=self.store, session_of=self._dispatcher.session_of, clock=self._clock)
+        self.channels = channels.Channels(store=self.store, session_of=self._dispatcher.session_of)
         try:
             await self._serve(transport, self._dispatcher)
             await self._raft.start()
             self._stack.push_async_callback(self._raft.stop)
-            self._raft.subscribe(self._leadership.set)
+            self._raft.subscribe(self._raft_moved)
             following = asyncio.create_task(self._follow_leadership(), name="manager.leadership")
             self._stack.push_async_callback(_cancelled, following)
         except BaseException:
@@ -137,8 +151,24 @@ class ManagerPart:
                 "the new cluster's only manager did not become its leader; its log says why"
             ) from None
 
-    async def ended(self) -> str:
-        """Waits for something that ends this manager part for good; returns why, in words."""
+    async def hand_over(self) -> None:
+        """Passes the lead on if this manager has it; a failure is only logged."""
+        if not self._raft.is_leader or len(self._raft.members()) == 1:
+            return
+        try:
+            await self._raft.transfer_leadership()
+        except errors.SkepError as error:
+            log.warning("manager.lead_not_handed_over", reason=error.message)
+
+    async def forget_other_managers(self) -> None:
+        """After a rebuild: the store says that this node is the only manager. Raises as commit does."""
+        own_addr = self.advertise_addr
+        while changes := recovery.alone(self.store.view(), node_id=self.node_id, addr=own_addr):
+            with contextlib.suppress(errors.Conflict):
+                await self._raft.commit(changes)
+
+    async def ended(self) -> End:
+        """Waits for something that ends this manager part for good."""
         failed = asyncio.ensure_future(asyncio.shield(self._raft.failure))
         try:
             while not self._raft.removed:
@@ -147,10 +177,12 @@ class ManagerPart:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
                 if failed.done():
-                    return f"the manager part failed: {failed.result()}"
+                    error = failed.result()
+                    reason = f"{error} (log in {self._config.raft_dir})"
+                    return End(removed=False, reason=reason, disk=isinstance(error, OSError))
         finally:
             failed.cancel()
-        return "this manager was removed from the cluster"
+        return End(removed=True, reason="this manager was removed from the cluster")
 
     async def _raft_changed(self) -> None:
         event = asyncio.Event()
@@ -160,7 +192,29 @@ class ManagerPart:
         finally:
             unsubscribe()
 
+    def _raft_moved(self) -> None:
+        self._leadership.set()
+        members = self._raft.members()
+        if members != self._told and self._dispatcher is not None:
+            self._told = members
+            self._dispatcher.managers_changed()
+
     # ---------------------------------------------------------------- http.backend.Manager
+
+    @property
+    def advertise_addr(self) -> str:
+        """This manager's own cluster address."""
+        return self._place.advertise_addr
+
+    @property
+    def is_member_as_advertised(self) -> bool:
+        """Whether the newest configuration names this node, and at the address that it has now."""
+        return self._raft.members().get(self.node_id) == self._place.advertise_addr
+
+    @property
+    def behind_s(self) -> float | None:
+        """See backend.Manager."""
+        return self._raft.heard_of_leader_ago_s
 
     @property
     def leader_id(self) -> str:
@@ -197,6 +251,13 @@ class ManagerPart:
             async for part in parts:
                 yield part
 
+    def tunnel(self) -> backend.Tunnel:
+        """A call to the leader that streams both ways. Raises NotProposed when there is none."""
+        addr = self.leader_addr()
+        if not addr:
+            raise commit.NotProposed(api.NO_LEADER)
+        return forward.GrpcTunnel(self._channel(addr), target=f"the leader at {addr}")
+
     def _channel(self, addr: str) -> grpc.aio.Channel:
         """A channel that is kept for the next request, renewed with the identity."""
         identity = self._identity()
@@ -216,6 +277,13 @@ class ManagerPart:
     def _peer_of(self, context: Any) -> identities.Peer:
         return tls.peer_of(context, cluster_id=self._identity().cluster_id)
 
+    def _member_of(self, context: Any) -> identities.Peer:
+        """Managers that are one no more keep their certificate until it expires: what counts is the group."""
+        peer = self._peer_of(context)
+        if peer.node_id not in self._raft.members():
+            raise errors.Denied(f"Permission denied: node {peer.node_id} is not one of the managers any more")
+        return peer
+
     async def _serve(self, transport: grpc_transport.GrpcTransport, sessions: dispatcher.Dispatcher) -> None:
         cluster_id = self._identity().cluster_id
         ca = authority.Authority(state=self.store, committer=self._raft, time=self._clock, rng=self._rng)
@@ -229,11 +297,18 @@ class ManagerPart:
         )
         ca_pb2_grpc.add_MembershipServicer_to_server(
             membership.MembershipServicer(
-                state=self.store, committer=self._raft, group=self._raft, dial=self.dial, cluster_id=cluster_id
+                state=self.store,
+                committer=self._raft,
+                group=self._raft,
+                dial=self.dial,
+                cluster_id=cluster_id,
+                changing=self._changing,
             ),
             cluster,
         )
-        ca_pb2_grpc.add_ForwardServicer_to_server(forward.ForwardServicer(self._front, peer_of=self._peer_of), cluster)
+        ca_pb2_grpc.add_ForwardServicer_to_server(
+            forward.ForwardServicer(self._front, peer_of=self._member_of), cluster
+        )
         joining = grpc.aio.server(options=list(tls.SERVER_OPTIONS))
         ca_pb2_grpc.add_JoinServicer_to_server(service.JoinServicer(ca=ca, group=self._raft, dial=self.dial), joining)
         host, port = settings.split_addr(self._place.listen_addr, default_port=settings.CLUSTER_PORT)
@@ -269,6 +344,7 @@ class ManagerPart:
         assert self._dispatcher is not None
         log.info("manager.leading", term=self._raft.term)
         deciding = asyncio.create_task(self._decide(), name="manager.deciders")
+        following_roles = asyncio.create_task(self._follow_roles(), name="manager.roles")
         try:
             await self._dispatcher.start()
             while self._raft.is_leader:
@@ -281,8 +357,20 @@ class ManagerPart:
                     deciding = asyncio.create_task(self._decide(), name="manager.deciders")
         finally:
             await _cancelled(deciding)
+            await _cancelled(following_roles)
             await self._dispatcher.stop()
             log.info("manager.following", term=self._raft.term, leader=self._raft.leader_id)
+
+    async def _follow_roles(self) -> None:
+        loop = roles.RoleLoop(
+            state=self.store, committer=self._raft, group=self._raft, changing=self._changing, own_id=self.node_id
+        )
+        while True:
+            try:
+                await loop.run()
+            except Exception:
+                log.exception("manager.roles_crashed")
+            await asyncio.sleep(LEAD_RETRY_S)
 
     async def _decide(self) -> None:
         loop = loops.LeaderLoop(
@@ -297,6 +385,39 @@ class ManagerPart:
             await loop.run()
         except errors.Unavailable as error:
             log.info("manager.deciders_stopped", reason=error.message)
+
+
+def open_log(config: settings.Settings, identity: identities.Identity, *, rng: ids.Rng) -> raft_log.DurableLog:
+    """This machine's log, not loaded yet, with the key that opens it.
+
+    Raises Denied when that key does not open, FailedPrecondition when there is a log and no key.
+    """
+    target = disk.OsDisk(config.raft_dir)
+    key = datakey.load(config.identity_dir, identity)
+    if key is None and target.names():
+        raise errors.FailedPrecondition(
+            f"{config.identity_dir / datakey.FILE} is missing, and nothing else opens the log in {config.raft_dir}. "
+            "Restore the whole state directory from one backup"
+        )
+    return raft_log.DurableLog(
+        target, datakey.RecordSeal(key or datakey.make(config.identity_dir, identity, rng=rng), rng)
+    )
+
+
+async def make_alone(
+    config: settings.Settings, place: settings.Membership, identity: identities.Identity, *, rng: ids.Rng
+) -> None:
+    """Rewrites this machine's stopped log so that it is the only manager. Raises as rebuild.make_alone does."""
+
+    def rewrite() -> rebuild.Rebuilt:
+        opened = open_log(config, identity, rng=rng)
+        try:
+            return rebuild.make_alone(opened, node_id=identity.node_id, addr=place.advertise_addr)
+        finally:
+            opened.close()
+
+    rebuilt = await asyncio.to_thread(rewrite)
+    log.warning("manager.log_rebuilt", last_index=rebuilt.last_index, left_behind=sorted(rebuilt.others))
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -25,6 +25,8 @@ class Settings:
     runtime: Literal["auto", "docker", "process", "memory"]
     docker_socket: str
     labels: dict[str, str]  # engine labels, for placement before any node label is set
+    listen_addr: str = ""  # of the cluster port; empty: as it was, or as init and join say
+    advertise_addr: str = ""  # the same for the address that others dial
 
     @property
     def identity_dir(self) -> pathlib.Path:
@@ -108,6 +110,24 @@ def choose_addresses(*, listen_addr: str, advertise_addr: str) -> Membership:
     else:
         host, port = (default_route_address() if wildcard else listen_host), listen_port
     return Membership(listen_addr=join_addr(listen_host, listen_port), advertise_addr=join_addr(host, port))
+
+
+def moved(place: Membership, *, listen_addr: str, advertise_addr: str) -> Membership:
+    """`place` after the machine was given new addresses; empty strings mean: as before.
+
+    A port that goes unsaid stays. A listening address that names the host that was advertised before moves along with
+    it, and so does the port when both were the same. Raises Invalid as choose_addresses does.
+    """
+    old_host, old_port = split_addr(place.advertise_addr, default_port=CLUSTER_PORT)
+    host, port = split_addr(advertise_addr or place.advertise_addr, default_port=old_port)
+    listen_host, listen_port = split_addr(place.listen_addr, default_port=CLUSTER_PORT)
+    if listen_addr:
+        listen_host, listen_port = split_addr(listen_addr, default_port=listen_port)
+    else:
+        listen_host = host if listen_host == old_host else listen_host
+        listen_port = port if listen_port == old_port else listen_port
+    chosen = choose_addresses(listen_addr=join_addr(listen_host, listen_port), advertise_addr=join_addr(host, port))
+    return dataclasses.replace(place, listen_addr=chosen.listen_addr, advertise_addr=chosen.advertise_addr)
 
 
 def default_route_address() -> str:

@@ -136,8 +136,10 @@ async def _issue(
     return Enrolled(identity=identity, managers=tuple(answer.managers), members=members)
 
 
-async def renew(identity: identities.Identity, channel: grpc.aio.Channel, *, time: clock.Clock) -> identities.Identity:
+async def renew(identity: identities.Identity, channel: grpc.aio.Channel, *, time: clock.Clock) -> Enrolled:
     """A fresh identity, with a new key, for the same node: its role is the one the cluster gives it now.
+
+    The managers come along: a node that has just been made one must know the others.
 
     `channel` leads to any manager's cluster port. Raises Denied when the node is no longer in the cluster and
     Unavailable when there is no leader.
@@ -150,7 +152,8 @@ async def renew(identity: identities.Identity, channel: grpc.aio.Channel, *, tim
     fresh = keys.verified(key_pem=key_pem, cert_pem=answer.cert_pem, root_pem=identity.root_pem, now=time.now())
     if (fresh.node_id, fresh.cluster_id) != (identity.node_id, identity.cluster_id):
         raise errors.Denied(f"asked for a certificate of node {identity.node_id}, was given one of {fresh.node_id}")
-    return fresh
+    members = {member.node_id: member.addr for member in answer.members}
+    return Enrolled(identity=fresh, managers=tuple(answer.managers), members=members)
 
 
 class _WrongCluster(errors.Denied):

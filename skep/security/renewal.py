@@ -55,6 +55,7 @@ class Renewer:
         self._rng = rng
         self._dial = dial or tls.dialler(current)
         self._wanted = asyncio.Event()
+        self.members: dict[str, str] = {}  # cluster address by node ID of the managers, as of the last renewal
 
     def trigger(self) -> None:
         """Asks for a renewal now: the node's role has changed."""
@@ -89,10 +90,12 @@ class Renewer:
         for addr in self._managers():
             try:
                 async with self._dial(addr) as channel:
-                    fresh = await enroll.renew(identity, channel, time=self._clock)
+                    renewed = await enroll.renew(identity, channel, time=self._clock)
             except errors.SkepError as error:
                 failure = error
                 continue
+            fresh = renewed.identity
+            self.members = renewed.members
             self._save(fresh)
             log.info("identity.renewed", node=fresh.node_id, role=keys.role_name(fresh.role))
             return fresh

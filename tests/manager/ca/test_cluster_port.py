@@ -15,7 +15,7 @@ from tests.manager.ca import harness
 
 async def renew(identity: identities.Identity, manager: harness.Manager) -> identities.Identity:
     async with tls.channel(identity, manager.cluster_addr) as channel:
-        return await enroll.renew(identity, channel, time=harness.TIME)
+        return (await enroll.renew(identity, channel, time=harness.TIME)).identity
 
 
 def test_a_node_renews_with_its_certificate() -> None:
