@@ -13,7 +13,7 @@ import structlog
 
 from agent import backoff
 from agent.runtime import base
-from agent.tasks import machine
+from agent.tasks import machine, output
 from skep import clock, errors, ids, pb, stamps
 
 log = structlog.get_logger(__name__)
@@ -110,7 +110,9 @@ class Driver:
                 )
             )
             completed, self._completed, self._failure = self._completed, None, ""
-            self._tell(step, observation)
+            failed = step.state == machine.FAILED != self.status.state
+            printed = await output.last(self._tools.runtime, self._task.id) if failed else ""
+            self._tell(step, observation, printed=printed)
             if step.action is machine.Action.DONE:
                 return
             if step.action in {machine.Action.NONE, machine.Action.WAIT}:
@@ -215,7 +217,7 @@ class Driver:
             self._progress_at = now + PROGRESS_S
             self._note(message=line, err="")
 
-    def _tell(self, step: machine.Step, observation: base.Observation) -> None:
+    def _tell(self, step: machine.Step, observation: base.Observation, *, printed: str) -> None:
         """Publishes the status when the step or the container changed something in it."""
         wanted = pb.TaskStatus()
         wanted.CopyFrom(self.status)
@@ -224,6 +226,8 @@ class Driver:
             wanted.message = step.message
         if step.state != self.status.state or step.err:
             wanted.err = step.err
+        if printed:
+            wanted.last_output = printed
         if observation.container_id:
             wanted.container.container_id = observation.container_id
             wanted.container.pid = observation.pid

@@ -60,7 +60,11 @@ def _service_labels(view: views.View, row: pb.Task) -> dict[str, str]:
 
 async def inspect_task(call: messages.Call) -> messages.Response:
     view = call.context.manager.store.view()
-    return messages.json_response(render.Tasks(view).render(lookup.task(view, call.params["id"])))
+    row = lookup.task(view, call.params["id"])
+    shown = render.Tasks(view).render(row)
+    if call.flag("lastOutput"):  # ours: Docker's clients see no more than Docker shows
+        shown["Status"]["LastOutput"] = row.status.last_output
+    return messages.json_response(shown)
 
 
 ROUTES = (

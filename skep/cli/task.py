@@ -20,11 +20,11 @@ def task() -> None:
 @click.argument("references", nargs=-1, required=True, metavar="TASK...")
 @app.pass_app
 def inspect(state: app.App, *, references: Sequence[str], form: str | None) -> None:
-    """Show one or more tasks in full."""
+    """Show one or more tasks in full; of one that failed also the end of what it printed."""
 
     def fetch(reference: str) -> object:
         try:
-            return state.client.get(f"/tasks/{client.quote(reference)}")
+            return state.client.get(f"/tasks/{client.quote(reference)}", {"lastOutput": "true"})
         except errors.NotFound:
             raise errors.NotFound(f"no such task: {reference}; 'skep service ps SERVICE' shows them") from None
 

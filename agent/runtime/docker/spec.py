@@ -5,6 +5,7 @@ Every field of ContainerSpec is honoured or refused by name; none is dropped.
 
 import json
 import math
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ NODE, TASK = "io.skep.node", "io.skep.task"
 DEFAULT_GRACE_S = 10.0
 PROTOCOLS = {pb.PORT_PROTOCOL_TCP: "tcp", pb.PORT_PROTOCOL_UDP: "udp", pb.PORT_PROTOCOL_SCTP: "sctp"}
 MOUNT_TYPES = {pb.MOUNT_TYPE_BIND: "bind", pb.MOUNT_TYPE_VOLUME: "volume", pb.MOUNT_TYPE_TMPFS: "tmpfs"}
+SIGNALLED = 128  # exit codes above it mean a signal, as in a shell
 RUNNING = {"running", "paused", "restarting"}
 # Fields that older engines ignore without a word: API version from which they count.
 START_INTERVAL, CREATE_MOUNTPOINT, SUBPATH = (1, 44), (1, 42), (1, 45)
@@ -218,6 +220,8 @@ def observation(container: dict[str, Any]) -> base.Observation:
         phase = base.Phase.EXITED
     if phase is base.Phase.EXITED and state.get("OOMKilled") and exit_code:
         error = "out of memory"
+    elif phase is base.Phase.EXITED and not error:
+        error = killed_by(exit_code)
     return base.Observation(
         phase,
         container_id=container["Id"],
@@ -228,6 +232,17 @@ def observation(container: dict[str, Any]) -> base.Observation:
         error=error if phase is base.Phase.EXITED else "",
         ports=_published(container),
     )
+
+
+def killed_by(exit_code: int) -> str:
+    """The signal that ended a process, in words; empty when none did as far as the exit code tells."""
+    number = exit_code - SIGNALLED
+    if number not in signal.valid_signals():
+        return ""
+    try:
+        return f"killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"killed by signal {number}"
 
 
 def _published(container: dict[str, Any]) -> tuple[pb.PortConfig, ...]:

@@ -283,7 +283,7 @@ class Supervisor:
         return {
             "exit_code": code if code >= 0 else 128 - code,  # killed by signal N is 128+N, as in a shell
             "oom": code == -signal.SIGKILL and oom_kills(self._plan["oom_files"]) > 0,
-            "error": "",
+            "error": killed_by(-code) if code < 0 else "",
             "at": time.time(),  # noqa: TID251
         }
 
@@ -348,6 +348,14 @@ class Supervisor:
                 self._reap()
             except ChildProcessError:
                 return
+
+
+def killed_by(number: int) -> str:
+    """A signal in words."""
+    try:
+        return f"killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"killed by signal {number}"
 
 
 def oom_kills(files: list[str]) -> int:

@@ -366,3 +366,11 @@ def test_failures_become_the_tasks_fate() -> None:
     assert isinstance(driver.failure(client.EngineFailed("boom"), doing="starting"), base.TaskFatal)
     late = client.EngineFailed("failed to create task: context deadline exceeded: unknown")
     assert isinstance(driver.failure(late, doing="starting"), base.TaskTemporary)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(0, ""), (1, ""), (127, ""), (128, ""), (137, "killed by SIGKILL"), (139, "killed by SIGSEGV"), (255, "")],
+)
+def test_signals_in_words(code: int, words: str) -> None:
+    assert spec.killed_by(code) == words

@@ -36,7 +36,7 @@ def test_lifecycle(tmp_path: pathlib.Path) -> None:
         await runtime.stop(work)
         await runtime.stop(work)
         ended = await runtime.observe(task_id)
-        assert (ended.phase, ended.exit_code, ended.error) == (base.Phase.EXITED, 143, "")
+        assert (ended.phase, ended.exit_code, ended.error) == (base.Phase.EXITED, 143, "killed by SIGTERM")
         assert processes.gone(seen.pid)
         await runtime.start(work)
         assert (await runtime.observe(task_id)).phase is base.Phase.EXITED
@@ -369,5 +369,16 @@ def test_secrets_and_configs_are_files_in_memory_that_end_with_the_task(tmp_path
         absolute = workloads.workload("true", files=(workloads.file("/etc/x", b"x"),))
         with pytest.raises(base.TaskFatal, match=r"target /etc/x: the process runtime keeps files in \$SKEP_SECRETS"):
             await runtime.prepare(absolute, lambda _: None)
+
+    processes.with_runtime(tmp_path, body)
+
+
+def test_signals_are_told_from_exit_codes(tmp_path: pathlib.Path) -> None:
+    async def body(runtime: process.ProcessRuntime) -> None:
+        for script, code, error in (("kill -SEGV $$", 139, "killed by SIGSEGV"), ("exit 139", 139, "")):
+            work = workloads.workload("sh", "-c", script)
+            await workloads.run(runtime, work)
+            seen = await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
+            assert (seen.exit_code, seen.error) == (code, error)
 
     processes.with_runtime(tmp_path, body)

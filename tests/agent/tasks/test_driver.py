@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+import pytest
+
 from agent.runtime import base, memory
-from agent.tasks import driver, machine
+from agent.tasks import driver, machine, output
 from skep import ids, pb
 from tests import virtual_time
 from tests.agent import joined
@@ -307,3 +309,29 @@ def test_progress_is_told_but_not_line_by_line() -> None:
             assert 3 <= sum("pulling" in each.message for each in made.published) <= 6
 
     virtual_time.run(main)
+
+
+def test_a_failure_is_told_with_the_end_of_the_output() -> None:
+    async def main() -> None:
+        made = Bench(memory.MemoryBehaviour())
+        async with made.running():
+            await until(at(made, machine.RUNNING))
+            for number in range(30):
+                made.runtime.print_line("t1", f"line {number}")
+            made.runtime.crash("t1", exit_code=3)
+            await until(at(made, machine.FAILED))
+        printed = made.driver.status.last_output.splitlines()
+        assert (len(printed), printed[-1]) == (20, "line 29")
+        assert [each.last_output for each in made.published[:-1]] == [""] * (len(made.published) - 1)
+
+    virtual_time.run(main)
+
+
+@pytest.mark.parametrize(
+    ("data", "length", "end"),
+    [(b"", 0, ""), (b"x" * 9000, 2048, "x"), ("ä".encode() * 2000, 2048, "ä"), (b"\xff" * 3000, 2046, "\ufffd")],
+)
+def test_the_end_of_the_output_is_bounded_text(data: bytes, length: int, end: str) -> None:
+    text = output.clip(data)
+    assert len(text.encode()) == length
+    assert text.endswith(end)
