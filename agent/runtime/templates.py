@@ -1,20 +1,16 @@
 """Expands the placeholders that Docker's swarm mode allows in environment values, hostname, mounts and payloads.
 
 Pure. Knows the fields `.Service.ID .Service.Name .Service.Labels .Node.ID .Node.Hostname .Node.Platform.OS
-.Node.Platform.Architecture .Task.ID .Task.Name .Task.Slot` and `index .Service.Labels "key"`; in the data of secrets
-and configs also `secret "target"`, `config "target"` and `env "NAME"`; no other expression.
+.Node.Platform.Architecture .Task.ID .Task.Name .Task.Slot`, `index .Service.Labels "key"` and `join SEP a b ..`; in
+the data of secrets and configs also `secret "target"`, `config "target"` and `env "NAME"`; no other expression.
 """
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 from agent.runtime import base
-from skep import tasknames
-
-PLACEHOLDER = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}")
-LABEL = re.compile(r'(?:\(?index\s+\.Service\.Labels\s+"([^"]+)"\)?|\.Service\.Labels\.([A-Za-z0-9_]+))')
-FUNCTION = re.compile(r'(secret|config|env)\s+"([^"]*)"')
+from skep import errors, pb, tasknames
+from skep import expand as expansion
 
 
 def fields(workload: base.Workload) -> dict[str, str]:
@@ -34,35 +30,16 @@ def fields(workload: base.Workload) -> dict[str, str]:
 
 
 def expand(
-    text: str, workload: base.Workload, *, field: str, function: Callable[[str], str | None] = lambda _: None
+    text: str, workload: base.Workload, *, field: str, functions: Mapping[str, expansion.Function] | None = None
 ) -> str:
     """`text` with its placeholders replaced. Raises TaskFatal naming `field` for one that does not exist.
 
-    `function` gives the values of expressions that only this text may hold, None for one that it does not know.
+    `functions` are what only this text may call.
     """
-    if "{{" not in text:
-        return text
-    known = fields(workload)
-
-    def value(match: re.Match[str]) -> str:
-        expression = match.group(1)
-        if expression in known:
-            return known[expression]
-        found = function(expression)
-        if found is not None:
-            return found
-        label = LABEL.fullmatch(expression)
-        if label:
-            key = label.group(1) or label.group(2)
-            if key in workload.spec.labels:
-                return workload.spec.labels[key]
-            raise base.TaskFatal(f"expanding {field} failed: the service has no label {key!r}")
-        raise base.TaskFatal(
-            f"expanding {field} failed: {{{{{expression}}}}} is not known; there are {', '.join(known)} "
-            'and index .Service.Labels "key"'
-        )
-
-    return PLACEHOLDER.sub(value, text)
+    try:
+        return expansion.expand(text, fields(workload), workload.spec.labels, functions)
+    except errors.Invalid as error:
+        raise base.TaskFatal(f"expanding {field} failed: {error.message}") from None
 
 
 def expand_env(workload: base.Workload) -> list[str]:
@@ -71,7 +48,18 @@ def expand_env(workload: base.Workload) -> list[str]:
     for entry in workload.container.env:
         name, equals, value = entry.partition("=")
         expanded.append(name + equals + expand(value, workload, field=f"env {name}"))
-    return expanded
+    return [*expanded, *_resources(workload.task)]
+
+
+def _resources(task: pb.Task) -> list[str]:
+    """What the node gave the task: DOCKER_RESOURCE_GPU=uuid1,uuid2 of names, DOCKER_RESOURCE_SSD=2 of a number."""
+    given: dict[str, list[str]] = {}
+    for resource in task.assigned_generic:
+        if resource.WhichOneof("resource") == "named":
+            given.setdefault(resource.named.kind, []).append(resource.named.value)
+        else:
+            given.setdefault(resource.discrete.kind, []).append(str(resource.discrete.value))
+    return [f"DOCKER_RESOURCE_{kind.upper()}={','.join(values)}" for kind, values in given.items()]
 
 
 def expand_file(file: base.File, workload: base.Workload, *, targets: Mapping[tuple[str, str], bytes]) -> base.File:
@@ -85,19 +73,22 @@ def expand_file(file: base.File, workload: base.Workload, *, targets: Mapping[tu
         return file
     field = f"{file.kind} {file.target}"
 
-    def function(expression: str) -> str | None:
-        match = FUNCTION.fullmatch(expression)
-        if match is None:
-            return None
-        name, argument = match.groups()
-        if name == "env":
-            return _env(workload, argument)
-        found = targets.get((name, argument))
-        if found is None:
-            raise base.TaskFatal(f"expanding {field} failed: {name} target {argument} not found")
-        return found.decode(errors="surrogateescape")
+    def payload(kind: str) -> expansion.Function:
+        def find(arguments: Sequence[str]) -> str:
+            target = "".join(arguments[:1])
+            found = targets.get((kind, target))
+            if found is None:
+                raise base.TaskFatal(f"expanding {field} failed: {kind} target {target} not found")
+            return found.decode(errors="surrogateescape")
 
-    expanded = expand(text, workload, field=field, function=function)
+        return find
+
+    functions: dict[str, expansion.Function] = {
+        "secret": payload("secret"),
+        "config": payload("config"),
+        "env": lambda arguments: _env(workload, "".join(arguments[:1])),
+    }
+    expanded = expand(text, workload, field=field, functions=functions)
     return dataclasses.replace(file, data=expanded.encode(errors="surrogateescape"))
 
 

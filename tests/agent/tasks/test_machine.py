@@ -211,3 +211,13 @@ def test_a_vanished_container_is_a_failure() -> None:
 def test_the_manual_shows_the_table() -> None:
     manual = pathlib.Path(__file__).parents[3] / "docs" / "task-states.md"
     assert f"```mermaid\n{machine.diagram()}```" in manual.read_text()
+
+
+def test_a_jobs_task_is_wished_complete_and_runs_like_any_other() -> None:
+    for observation in (base.ABSENT, base.Observation(Phase.CREATED), base.Observation(Phase.RUNNING)):
+        for state in (machine.ACCEPTED, machine.READY, machine.STARTING, machine.RUNNING):
+            steps = [
+                machine.step(Situation(state=state, desired=desired, observation=observation))
+                for desired in (pb.TASK_STATE_RUNNING, pb.TASK_STATE_COMPLETE)
+            ]
+            assert steps[0] == steps[1]
