@@ -13,7 +13,7 @@ import structlog
 
 from manager import plan
 from manager.allocator import allocator
-from manager.orchestrator import reaper, services, starting
+from manager.orchestrator import enforcer, reaper, services, starting
 from manager.scheduler import scheduler
 from manager.store import commit, store, watching
 from skep import clock as clocks
@@ -35,7 +35,14 @@ _LOG_EVERY_S = 60.0  # the same error of the same decider in full
 
 def default_deciders() -> list[plan.Decider]:
     """All deciders, in the order in which a new service passes through them."""
-    return [services.Services(), starting.Starter(), allocator.Allocator(), scheduler.Scheduler(), reaper.Reaper()]
+    return [
+        enforcer.Enforcer(),
+        services.Services(),
+        starting.Starter(),
+        allocator.Allocator(),
+        scheduler.Scheduler(),
+        reaper.Reaper(),
+    ]
 
 
 class Metrics:

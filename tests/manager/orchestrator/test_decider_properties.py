@@ -7,6 +7,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 from manager import plan
+from manager.orchestrator import tasks
 from manager.store import ops, watching
 from skep import pb, stamps
 from tests.manager.orchestrator import world
@@ -54,6 +55,7 @@ class Chaos:
     def __init__(self, seed: int, w: world.World) -> None:
         self.rng = random.Random(seed)
         self.w = w
+        w.endless = self.rng.random() < 0.5
         for number in range(NODES):
             zone = "east" if number % 2 else "west"
             w.node(f"n{number}", memory=4 * world.GB, labels={"zone": zone})
@@ -66,17 +68,32 @@ class Chaos:
         name = self.rng.choice(SERVICES)
         if self.w.view.services.get(name) is None:
             if not self.w.tasks(name) and not list(self.w.view.revisions.where("service", name)):
-                self.w.service(name, self.rng.randrange(6), shape(self.rng))
+                self.create(name)
             return
         match self.rng.randrange(5):
             case 0:
                 self.w.write(ops.delete(self.w.the_service(name)))
-            case 1:
+            case 1 if self.mode(name) == "replicated":
                 self.w.scale(name, self.rng.randrange(6))
-            case 2 if self.w.the_service(name).previous_revision_id:
+            case 2 if self.mode(name) in {"replicated", "global"} and self.w.the_service(name).previous_revision_id:
                 self.w.roll_back(name)
             case _:
                 self.w.update(name, shape(self.rng))
+
+    def mode(self, name: str) -> str:
+        return self.w.view.spec(self.w.the_service(name)).mode.WhichOneof("mode") or ""
+
+    def create(self, name: str) -> None:
+        change = shape(self.rng)
+        match self.rng.randrange(6):
+            case 0 | 1:
+                self.w.everywhere(name, change)
+            case 2:
+                self.w.job(name, self.rng.randrange(6), self.rng.randrange(4), change)
+            case 3:
+                self.w.job_everywhere(name, change)
+            case _:
+                self.w.service(name, self.rng.randrange(6), change)
 
     def node(self) -> None:
         name = f"n{self.rng.randrange(NODES)}"
@@ -125,6 +142,30 @@ def check_limits(w: world.World) -> None:
         assert len(ports) == len(dict.fromkeys(ports))
 
 
+def check_places(w: world.World) -> None:
+    """What every mode promises about how many tasks are wished where."""
+    for service in w.view.services:
+        mode = w.view.spec(service).mode
+        iteration = service.job_status.job_iteration.index
+        places: dict[str, list[pb.Task]] = {}
+        for task in w.tasks(service.id):
+            if task.job_iteration.index == iteration:
+                places.setdefault(str(task.slot or task.node_id), []).append(task)
+        going = [
+            [task for task in place if tasks.runnable(task) and not tasks.ended(task)] for place in places.values()
+        ]
+        match mode.WhichOneof("mode"):
+            case "replicated_job":
+                assert len(places) <= mode.replicated_job.total_completions
+                assert sum(bool(place) for place in going) <= mode.replicated_job.max_concurrent
+            case "global" | "global_job":
+                for place in going:
+                    nodes = [w.view.nodes.get(task.node_id) for task in place]
+                    assert all(node is not None and not tasks.invalid(node) for node in nodes)
+        if service.HasField("job_status"):
+            assert all(len(place) <= 1 for place in going)
+
+
 def check_new_placements(w: world.World, operations: list[pb.Op]) -> None:
     """What was just placed fits its node's labels, state, and the limit per node."""
     view = w.view
@@ -163,6 +204,7 @@ def test_deciders_come_to_rest_within_all_limits(seed: int) -> None:
     for _ in range(40):
         chaos.step()
         w.decide()  # fails when the deciders never give an empty plan on their own result
+        check_places(w)
 
 
 @SETTINGS

@@ -241,7 +241,7 @@ def test_dirty_keys_alone_give_the_same_as_everything() -> None:
     w = cluster("n1")
     w.service("web", 2)
     w.service("db", 2)
-    (services, *_) = w.deciders
+    services = next(decider for decider in w.deciders if decider.name == "services")
     result = services.decide(w.view, w.clock.now(), w.rng, frozenset({"db"}))
     assert {op.object.task.service_id for op in result.ops} == {"db"}
 
