@@ -17,6 +17,7 @@ NODE, TASK = "io.skep.node", "io.skep.task"
 DEFAULT_GRACE_S = 10.0
 PROTOCOLS = {pb.PORT_PROTOCOL_TCP: "tcp", pb.PORT_PROTOCOL_UDP: "udp", pb.PORT_PROTOCOL_SCTP: "sctp"}
 MOUNT_TYPES = {pb.MOUNT_TYPE_BIND: "bind", pb.MOUNT_TYPE_VOLUME: "volume", pb.MOUNT_TYPE_TMPFS: "tmpfs"}
+HEALTH_KINDS = {"NONE", "CMD", "CMD-SHELL"}
 SIGNALLED = 128  # exit codes above it mean a signal, as in a shell
 RUNNING = {"running", "paused", "restarting"}
 # Fields that older engines ignore without a word: API version from which they count.
@@ -146,6 +147,8 @@ def _host_config(workload: base.Workload, ports: list[pb.PortConfig], files: Seq
 
 
 def _health(config: pb.HealthConfig) -> dict[str, Any] | None:
+    if config.test and config.test[0] not in HEALTH_KINDS:  # engines take such a check and never run it
+        raise base.TaskFatal(f"health check {list(config.test)}: the docker runtime has CMD, CMD-SHELL and NONE")
     values: dict[str, Any] = {
         "Test": list(config.test),
         "Interval": config.interval,

@@ -119,9 +119,10 @@ class ProcessRuntime:
 
     def _plan(self, workload: base.Workload, directory: files.TaskDirectory) -> files.Task:
         task_id = workload.task.id
-        check = health.parse(workload.container.healthcheck)
-        dry = spec.plan(workload, ports=[], work_dir=directory.work, euid=os.geteuid())  # refuse before taking ports
+        health.parse(workload.container.healthcheck)  # refuse before taking ports
+        dry = spec.plan(workload, ports=[], work_dir=directory.work, euid=os.geteuid())
         published = self._ports.assign(task_id, refuse.host_ports(workload))
+        check = health.parse(workload.container.healthcheck, ports=published)
         plan = spec.plan(workload, ports=published, work_dir=directory.work, euid=os.geteuid())
         directory.create(uid=dry.uid, gid=dry.gid)
         if workload.files:

@@ -48,7 +48,7 @@ class Exit:
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """The health check of a task, in seconds. `test` is an argument list."""
+    """The health check of a task, in seconds. `test` is the argument list of an "exec" check, else empty."""
 
     test: list[str]
     interval_s: float
@@ -56,6 +56,9 @@ class Health:
     retries: int
     start_period_s: float
     start_interval_s: float
+    kind: str = "exec"  # or "http", "tcp": those ask `port` on the machine itself
+    port: int = 0
+    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
