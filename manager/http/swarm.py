@@ -22,7 +22,8 @@ async def inspect_swarm(call: messages.Call) -> messages.Response:
 
 async def init_swarm(call: messages.Call) -> messages.Response:
     body = _Body(call)
-    _check_outside(call)
+    if not body.flag("ForceNewCluster"):
+        _check_outside(call)
     if body.flag("AutoLockManagers"):
         raise errors.Unimplemented("this version of skep cannot lock its managers (--autolock)")
     wished = jsonmap.from_json(pb.ClusterSpec, body.section("Spec"), path="Spec")

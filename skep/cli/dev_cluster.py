@@ -116,6 +116,17 @@ class DevCluster:
         process = self._processes.get(name)
         return process.pid if process is not None and process.returncode is None else None
 
+    async def terminate(self, name: str) -> int:
+        """SIGTERM: the daemon stops as for an upgrade; returns its exit code."""
+        process = self._processes[name]
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        return await process.wait()
+
+    async def ended(self, name: str) -> int:
+        """Waits until a daemon ends by itself; its exit code."""
+        return await self._processes[name].wait()
+
     async def kill(self, name: str) -> None:
         """SIGKILL: the daemon gets no chance to say anything."""
         process = self._processes[name]
@@ -123,17 +134,17 @@ class DevCluster:
             process.kill()
         await process.wait()
 
-    async def respawn(self, name: str) -> None:
-        """Starts a node's skepd again, and waits until its API answers."""
+    async def respawn(self, name: str, *, options: Sequence[str] = ()) -> None:
+        """Starts a node's skepd again, with more options if given, and waits until its API answers."""
         node = next(node for node in self.nodes if node.name == name)
-        await self._spawn(node)
+        await self._spawn(node, options)
         await self._answering(node)
 
-    async def _spawn(self, node: DevNode) -> None:
+    async def _spawn(self, node: DevNode, options: Sequence[str] = ()) -> None:
         node.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with node.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self.command(node), "--supervised", stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
+                *self.command(node), *options, "--supervised", stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self._processes[node.name] = process

@@ -216,9 +216,10 @@ class Daemon:
         self._keeper.identity_changed()
 
     def _known_managers(self) -> list[str]:
-        if self._keeper.part is not None:
-            return list(self._keeper.part.members().values())
-        return self._agent.managers if self._agent is not None else []
+        """Cluster addresses to turn to: the group's, as far as this machine is in it, and what the agent heard."""
+        members = self._keeper.part.members() if self._keeper.part is not None else {}
+        heard = self._agent.managers if self._agent is not None else []
+        return list(dict.fromkeys([*members.values(), *heard]))
 
     # ---------------------------------------------------------------- http.backend.Machine
 

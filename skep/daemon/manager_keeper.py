@@ -168,7 +168,7 @@ class ManagerKeeper:
 
     async def _join(self, part: manager_part.ManagerPart) -> None:
         """Becomes a member, or makes the group know the present address; gives up when the role changes meanwhile."""
-        joining = asyncio.ensure_future(part.join([part.advertise_addr, *self._known_managers()]))
+        joining = asyncio.ensure_future(part.join([*self._known_managers(), part.advertise_addr]))
         changed = asyncio.ensure_future(self._changed.wait())
         try:
             await asyncio.wait({joining, changed}, return_when=asyncio.FIRST_COMPLETED)
