@@ -365,6 +365,137 @@ class ConfigReference(_message.Message):
 Global___ConfigReference: _TypeAlias = ConfigReference  # noqa: Y015
 
 @_typing.final
+class Privileges(_message.Message):
+    """What a container may and may not do beyond capabilities. Modes are Docker's words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CredentialSpec(_message.Message):
+        """Windows only"""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CONFIG_FIELD_NUMBER: _builtins.int
+        FILE_FIELD_NUMBER: _builtins.int
+        REGISTRY_FIELD_NUMBER: _builtins.int
+        config: _builtins.str
+        file: _builtins.str
+        registry: _builtins.str
+        def __init__(
+            self,
+            *,
+            config: _builtins.str = ...,
+            file: _builtins.str = ...,
+            registry: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "file", b"file", "registry", b"registry"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SELinuxContext(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        DISABLE_FIELD_NUMBER: _builtins.int
+        USER_FIELD_NUMBER: _builtins.int
+        ROLE_FIELD_NUMBER: _builtins.int
+        TYPE_FIELD_NUMBER: _builtins.int
+        LEVEL_FIELD_NUMBER: _builtins.int
+        disable: _builtins.bool
+        user: _builtins.str
+        role: _builtins.str
+        type: _builtins.str
+        level: _builtins.str
+        def __init__(
+            self,
+            *,
+            disable: _builtins.bool = ...,
+            user: _builtins.str = ...,
+            role: _builtins.str = ...,
+            type: _builtins.str = ...,
+            level: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["disable", b"disable", "level", b"level", "role", b"role", "type", b"type", "user", b"user"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Seccomp(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MODE_FIELD_NUMBER: _builtins.int
+        PROFILE_FIELD_NUMBER: _builtins.int
+        mode: _builtins.str
+        """default, unconfined, custom"""
+        profile: _builtins.bytes
+        """JSON, of mode custom"""
+        def __init__(
+            self,
+            *,
+            mode: _builtins.str = ...,
+            profile: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "profile", b"profile"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AppArmor(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MODE_FIELD_NUMBER: _builtins.int
+        mode: _builtins.str
+        """default, disabled"""
+        def __init__(
+            self,
+            *,
+            mode: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CREDENTIAL_SPEC_FIELD_NUMBER: _builtins.int
+    SELINUX_CONTEXT_FIELD_NUMBER: _builtins.int
+    SECCOMP_FIELD_NUMBER: _builtins.int
+    APPARMOR_FIELD_NUMBER: _builtins.int
+    NO_NEW_PRIVILEGES_FIELD_NUMBER: _builtins.int
+    no_new_privileges: _builtins.bool
+    @_builtins.property
+    def credential_spec(self) -> Global___Privileges.CredentialSpec: ...
+    @_builtins.property
+    def selinux_context(self) -> Global___Privileges.SELinuxContext: ...
+    @_builtins.property
+    def seccomp(self) -> Global___Privileges.Seccomp: ...
+    @_builtins.property
+    def apparmor(self) -> Global___Privileges.AppArmor: ...
+    def __init__(
+        self,
+        *,
+        credential_spec: Global___Privileges.CredentialSpec | None = ...,
+        selinux_context: Global___Privileges.SELinuxContext | None = ...,
+        seccomp: Global___Privileges.Seccomp | None = ...,
+        apparmor: Global___Privileges.AppArmor | None = ...,
+        no_new_privileges: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["apparmor", b"apparmor", "credential_spec", b"credential_spec", "seccomp", b"seccomp", "selinux_context", b"selinux_context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apparmor", b"apparmor", "credential_spec", b"credential_spec", "no_new_privileges", b"no_new_privileges", "seccomp", b"seccomp", "selinux_context", b"selinux_context"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Privileges: _TypeAlias = Privileges  # noqa: Y015
+
+@_typing.final
 class ContainerSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -436,6 +567,10 @@ class ContainerSpec(_message.Message):
     OOM_SCORE_ADJ_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
     REGISTRY_AUTH_FIELD_NUMBER: _builtins.int
+    PRIVILEGES_FIELD_NUMBER: _builtins.int
+    SHM_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    PRIVILEGED_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     hostname: _builtins.str
     dir: _builtins.str
@@ -451,6 +586,9 @@ class ContainerSpec(_message.Message):
     isolation: _builtins.str
     registry_auth: _builtins.str
     """the X-Registry-Auth header of the create or update call"""
+    shm_size_bytes: _builtins.int
+    """skep's own, which Docker has for containers and not for services. The last two: only where the node allows it."""
+    privileged: _builtins.bool
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -487,6 +625,12 @@ class ContainerSpec(_message.Message):
     def capability_drop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def ulimits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ulimit]: ...
+    @_builtins.property
+    def privileges(self) -> Global___Privileges: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"/dev/fuse" or "/dev/sda:/dev/xvda:rwm" """
+
     def __init__(
         self,
         *,
@@ -518,10 +662,14 @@ class ContainerSpec(_message.Message):
         oom_score_adj: _builtins.int = ...,
         isolation: _builtins.str = ...,
         registry_auth: _builtins.str = ...,
+        privileges: Global___Privileges | None = ...,
+        shm_size_bytes: _builtins.int = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        privileged: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period", b"_stop_grace_period", "dns_config", b"dns_config", "healthcheck", b"healthcheck", "init", b"init", "stop_grace_period", b"stop_grace_period"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period", b"_stop_grace_period", "dns_config", b"dns_config", "healthcheck", b"healthcheck", "init", b"init", "privileges", b"privileges", "stop_grace_period", b"stop_grace_period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period", b"_stop_grace_period", "args", b"args", "capability_add", b"capability_add", "capability_drop", b"capability_drop", "command", b"command", "configs", b"configs", "dir", b"dir", "dns_config", b"dns_config", "env", b"env", "groups", b"groups", "healthcheck", b"healthcheck", "hostname", b"hostname", "hosts", b"hosts", "image", b"image", "init", b"init", "isolation", b"isolation", "labels", b"labels", "mounts", b"mounts", "oom_score_adj", b"oom_score_adj", "open_stdin", b"open_stdin", "read_only", b"read_only", "registry_auth", b"registry_auth", "secrets", b"secrets", "stop_grace_period", b"stop_grace_period", "stop_signal", b"stop_signal", "sysctls", b"sysctls", "tty", b"tty", "ulimits", b"ulimits", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_init", b"_init", "_stop_grace_period", b"_stop_grace_period", "args", b"args", "capability_add", b"capability_add", "capability_drop", b"capability_drop", "command", b"command", "configs", b"configs", "devices", b"devices", "dir", b"dir", "dns_config", b"dns_config", "env", b"env", "groups", b"groups", "healthcheck", b"healthcheck", "hostname", b"hostname", "hosts", b"hosts", "image", b"image", "init", b"init", "isolation", b"isolation", "labels", b"labels", "mounts", b"mounts", "oom_score_adj", b"oom_score_adj", "open_stdin", b"open_stdin", "privileged", b"privileged", "privileges", b"privileges", "read_only", b"read_only", "registry_auth", b"registry_auth", "secrets", b"secrets", "shm_size_bytes", b"shm_size_bytes", "stop_grace_period", b"stop_grace_period", "stop_signal", b"stop_signal", "sysctls", b"sysctls", "tty", b"tty", "ulimits", b"ulimits", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__init: _TypeAlias = _typing.Literal["init"]  # noqa: Y015
     _WhichOneofArgType__init: _TypeAlias = _typing.Literal["_init", b"_init"]  # noqa: Y015

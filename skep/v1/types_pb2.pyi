@@ -467,6 +467,12 @@ class ResourceRequirements(_message.Message):
 
     LIMITS_FIELD_NUMBER: _builtins.int
     RESERVATIONS_FIELD_NUMBER: _builtins.int
+    SWAP_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_SWAPPINESS_FIELD_NUMBER: _builtins.int
+    swap_bytes: _builtins.int
+    """beside limits.memory_bytes; -1 = no limit; absent = the engine's"""
+    memory_swappiness: _builtins.int
+    """0 to 100; absent or -1 = the machine's"""
     @_builtins.property
     def limits(self) -> Global___Resources:
         """enforced on the node, not scheduled"""
@@ -480,12 +486,21 @@ class ResourceRequirements(_message.Message):
         *,
         limits: Global___Resources | None = ...,
         reservations: Global___Resources | None = ...,
+        swap_bytes: _builtins.int | None = ...,
+        memory_swappiness: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "reservations", b"reservations"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_swappiness", b"_memory_swappiness", "_swap_bytes", b"_swap_bytes", "limits", b"limits", "memory_swappiness", b"memory_swappiness", "reservations", b"reservations", "swap_bytes", b"swap_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "reservations", b"reservations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_swappiness", b"_memory_swappiness", "_swap_bytes", b"_swap_bytes", "limits", b"limits", "memory_swappiness", b"memory_swappiness", "reservations", b"reservations", "swap_bytes", b"swap_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__memory_swappiness: _TypeAlias = _typing.Literal["memory_swappiness"]  # noqa: Y015
+    _WhichOneofArgType__memory_swappiness: _TypeAlias = _typing.Literal["_memory_swappiness", b"_memory_swappiness"]  # noqa: Y015
+    _WhichOneofReturnType__swap_bytes: _TypeAlias = _typing.Literal["swap_bytes"]  # noqa: Y015
+    _WhichOneofArgType__swap_bytes: _TypeAlias = _typing.Literal["_swap_bytes", b"_swap_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_swappiness) -> _WhichOneofReturnType__memory_swappiness | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__swap_bytes) -> _WhichOneofReturnType__swap_bytes | None: ...
 
 Global___ResourceRequirements: _TypeAlias = ResourceRequirements  # noqa: Y015
 
@@ -895,7 +910,7 @@ class NodeStatus(_message.Message):
     """the agent's address as the manager saw it"""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
-        """when the state last changed, by the leader's clock"""
+        """when the state last changed, by the leader's clock; unset = with the node's last change"""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.runtime import base, refuse, templates
-from agent.runtime.docker import client
+from agent.runtime.docker import client, security
 from skep import pb, stamps, tasknames
 
 NODE, TASK = "io.skep.node", "io.skep.task"
@@ -60,7 +60,7 @@ def create_body(
     `files` are the machine's paths of the task's secrets and configs, in the order of `workload.files`.
     """
     container = workload.container
-    refuse.check(workload, runtime="docker", also=_too_new(container, api))
+    refuse.check(workload, runtime="docker", also=[*_too_new(container, api), *security.unsupported(workload)])
     if not container.image:
         raise base.TaskFatal("the service names no image")
     ports = refuse.host_ports(workload)
@@ -105,7 +105,8 @@ def _too_new(container: pb.ContainerSpec, api: client.Version) -> list[str]:
 
 def _host_config(workload: base.Workload, ports: list[pb.PortConfig], files: Sequence[str]) -> dict[str, Any]:
     container = workload.container
-    limits = workload.spec.task.resources.limits
+    resources = workload.spec.task.resources
+    limits = resources.limits
     log_driver = workload.spec.task.log_driver
     bindings: dict[str, list[dict[str, str]]] = {}
     for port in ports:
@@ -136,11 +137,21 @@ def _host_config(workload: base.Workload, ports: list[pb.PortConfig], files: Seq
         "NanoCpus": limits.nano_cpus,
         "Memory": limits.memory_bytes,
         "PidsLimit": limits.pids,
+        "SecurityOpt": security.options(container.privileges),
+        "ShmSize": container.shm_size_bytes,
+        "Devices": security.devices(container.devices),
+        "Privileged": container.privileged,
         "LogConfig": {"Type": log_driver.name, "Config": dict(log_driver.options)} if log_driver.name else None,
     }
     if log_driver.options and not log_driver.name:
         optional["LogConfig"] = {"Type": "", "Config": dict(log_driver.options)}  # the engine's default driver
     config.update({name: value for name, value in optional.items() if value})
+    if limits.memory_bytes and resources.HasField("swap_bytes"):
+        config["MemorySwap"] = (
+            resources.swap_bytes if resources.swap_bytes < 0 else limits.memory_bytes + resources.swap_bytes
+        )
+    if resources.HasField("memory_swappiness") and resources.memory_swappiness >= 0:
+        config["MemorySwappiness"] = resources.memory_swappiness
     if container.HasField("init"):
         config["Init"] = container.init
     return config

@@ -62,6 +62,10 @@ def unsupported(container: pb.ContainerSpec) -> list[str]:
         "sysctls": container.sysctls,
         "capability-add": container.capability_add,
         "capability-drop": container.capability_drop,
+        "privileges": container.HasField("privileges") and container.privileges.ByteSize(),
+        "shm size": container.shm_size_bytes,
+        "devices": container.devices,
+        "privileged": container.privileged,
     }
     return [name for name, value in found.items() if value]
 
