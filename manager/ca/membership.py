@@ -189,6 +189,7 @@ def _set_left(node: pb.Node) -> None:
     """Its tasks are replaced, and `node rm` will take it, as a worker that is down."""
     node.status.state = pb.NODE_STATE_DOWN
     node.status.message = LEFT
+    node.status.ClearField("since")  # = since this very change
     node.role = pb.NODE_ROLE_WORKER
     node.spec.role = pb.NODE_ROLE_WORKER
     node.ClearField("manager")

@@ -41,4 +41,5 @@ def _lost(node: pb.Node) -> pb.Node:
     changed.ClearField("manager")
     changed.status.state = pb.NODE_STATE_DOWN
     changed.status.message = LOST
+    changed.status.ClearField("since")  # = since this very change
     return changed

@@ -1,6 +1,6 @@
 """What a change of a service's specification means for its tasks. Pure."""
 
-from skep import pb
+from skep import pb, policies
 
 
 def is_job(spec: pb.ServiceSpec) -> bool:
@@ -13,6 +13,8 @@ def same_work(before: pb.ServiceSpec, after: pb.ServiceSpec) -> bool:
 
     Name, labels, replicas and update policy are the service's own; the registry's password only matters for pulling.
     """
+    if policies.lease_s(before.labels) != policies.lease_s(after.labels):
+        return False  # agents learn of the promise with the task
     return _work(before) == _work(after)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from manager.control import cluster, defaults, names, nodes, payloads, services, validate_service
+from manager.control import cluster, defaults, draining, names, nodes, payloads, services, validate_service
 from manager.store import commit, store, views
 from skep import clock, errors, ids, pb
 
@@ -100,8 +100,22 @@ class Control:
         self, reference: str, spec: pb.NodeSpec, *, version: int, members: Mapping[str, bool]
     ) -> None:
         """Replaces a node's specification; `members` says which managers, by node ID, there are and which answer."""
-        await self._carry_out(lambda view: nodes.update(view, reference, spec, version=version, members=members))
+        await self._carry_out(
+            lambda view: nodes.update(view, reference, spec, version=version, members=members, now=self._clock.now())
+        )
         log.info("node.updated", node=reference)
+
+    async def drain_node(self, reference: str, *, deadline_s: float) -> None:
+        """Has all tasks moved off a node; what is left after `deadline_s` is stopped."""
+        await self._carry_out(
+            lambda view: draining.start(view, reference, deadline_s=deadline_s, now=self._clock.now())
+        )
+        log.info("node.drain_started", node=reference, deadline_s=deadline_s)
+
+    async def cancel_drain(self, reference: str) -> None:
+        """Lets a node take tasks again; what has not left yet stays."""
+        await self._carry_out(lambda view: draining.cancel(view, reference, now=self._clock.now()))
+        log.info("node.drain_cancelled", node=reference)
 
     async def remove_node(self, reference: str, *, force: bool, members: frozenset[str]) -> None:
         """Forgets a node; `members` are the node IDs of the managers."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from manager.control import lookup
+from manager.control import draining, lookup
 from manager.store import ops, views
 from skep import errors, pb, stamps
 
@@ -15,7 +15,7 @@ _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?", re.ASCII)
 
 
 def update(
-    view: views.View, reference: str, spec: pb.NodeSpec, *, version: int, members: Mapping[str, bool]
+    view: views.View, reference: str, spec: pb.NodeSpec, *, version: int, members: Mapping[str, bool], now: float
 ) -> list[pb.Op]:
     """Replaces the node's specification; nothing when it is the same already.
 
@@ -34,6 +34,7 @@ def update(
     changed = pb.Node()
     changed.CopyFrom(node)
     changed.spec.CopyFrom(spec)
+    draining.note(node, changed, now=now)
     return [ops.update(changed)]
 
 

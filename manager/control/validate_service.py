@@ -4,7 +4,7 @@ import math
 
 from manager.control import compare, names, payloads
 from manager.scheduler import constraints
-from skep import errors, expand, jsonmap, pb
+from skep import errors, expand, jsonmap, pb, policies
 
 CPU_NANOS_MIN = 1_000_000  # a thousandth of a core
 MEMORY_BYTES_MIN = 4 * 1024 * 1024
@@ -21,6 +21,7 @@ _DURATIONS = (
 def check(spec: pb.ServiceSpec) -> None:
     """Raises when a service with this specification cannot be had; `spec` is normalised."""
     names.check_object_name(spec.name)
+    policies.check(spec.labels)
     _check_runtime(spec.task)
     check_container(spec.task.container)
     check_resources(spec.task.resources)

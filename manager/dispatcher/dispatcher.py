@@ -42,7 +42,7 @@ class Dispatcher:
         self._leader_addr = leader_addr
         self._managers = managers
         self._metrics = counters or metrics.Metrics()
-        self._nodes = nodes.NodeWriter(target=store, committer=committer)
+        self._nodes = nodes.NodeWriter(target=store, committer=committer, clock=clock)
         self._statuses = statuses.StatusWriter(target=store, committer=committer, clock=clock, metrics=self._metrics)
         self._heartbeats = heartbeats.Heartbeats(
             target=store, rng=rng, writer=self._nodes, counters=self._metrics, silenced=self._silenced

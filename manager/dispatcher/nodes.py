@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from manager.store import commit, ops, store
-from skep import errors, pb
+from skep import clock, errors, pb, stamps
 
 log = structlog.get_logger(__name__)
 
@@ -48,9 +48,10 @@ def unknown(node: pb.Node) -> None:
 class NodeWriter:
     """Commits changes of nodes."""
 
-    def __init__(self, *, target: store.Store, committer: commit.Committer) -> None:
+    def __init__(self, *, target: store.Store, committer: commit.Committer, clock: clock.Clock) -> None:
         self._store = target
         self._committer = committer
+        self._clock = clock
 
     async def register(self, node_id: str, description: pb.NodeDescription, addr: str) -> pb.Node:
         """Makes the node READY and returns it. Returning proves that this manager leads.
@@ -96,6 +97,8 @@ class NodeWriter:
                 wanted = pb.Node()
                 wanted.CopyFrom(stored)
                 change(wanted)
+                if wanted.status.state != stored.status.state:
+                    wanted.status.since.CopyFrom(stamps.stamp(self._clock.now()))
                 if wanted != stored:
                     updates.append(ops.update(wanted))
             if not updates:

@@ -8,7 +8,7 @@ import dataclasses
 
 from manager.scheduler import constraints
 from manager.store import views
-from skep import errors, pb
+from skep import errors, pb, policies
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +62,10 @@ class Comparison:
         found = _Difference(
             placement=old.task.placement != new.task.placement,
             credentials=old.task.container.registry_auth != new.task.container.registry_auth,
-            rest=old_task != new_task or old.endpoint != new.endpoint,
+            # Agents learn with the task that there must never be two of it.
+            rest=old_task != new_task
+            or old.endpoint != new.endpoint
+            or policies.lease_s(old.labels) != policies.lease_s(new.labels),
         )
         return _NONE if found == _NONE else found
 

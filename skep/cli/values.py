@@ -7,49 +7,16 @@ from typing import Any
 
 import click
 
+from skep import durations
 from skep.cli.overriding import override
 
-NANOS = 1_000_000_000
-UNITS_NS = {
-    "ns": 1,
-    "us": 1_000,
-    "µs": 1_000,
-    "μs": 1_000,  # the Greek letter beside the micro sign: Go takes both
-    "ms": 1_000_000,
-    "s": NANOS,
-    "m": 60 * NANOS,
-    "h": 3600 * NANOS,
-}
-DURATION_NS_MAX = 2**63 - 1
+NANOS = durations.NANOS
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE)
-PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([a-zµμ]*)")
 
 
 def duration_ns(text: str) -> int:
     """Nanoseconds of `10s`, `1m30s`, `500ms`, `1.5h`. Raises ValueError."""
-    text = text.strip()
-    if text == "0":
-        return 0
-    example = "write it as 10s, 1m30s or 500ms"
-    if text.startswith("-"):
-        raise ValueError(f"{text!r} is negative; {example}")
-    total = Decimal(0)
-    position = 0
-    while position < len(text):
-        part = PART.match(text, position)
-        if part is None:
-            raise ValueError(f"{text!r} is not a duration; {example}")
-        if not part[2]:
-            raise ValueError(f"{text!r} has no unit; {example}")
-        if part[2] not in UNITS_NS:
-            raise ValueError(f"{part[2]!r} is not a unit of time; {example}")
-        total += Decimal(part[1]) * UNITS_NS[part[2]]
-        position = part.end()
-    if not text:
-        raise ValueError(f"an empty duration; {example}")
-    if total > DURATION_NS_MAX:
-        raise ValueError(f"{text!r} is longer than 292 years; {example}")
-    return int(total)
+    return durations.parse_ns(text)
 
 
 def size_bytes(text: str) -> int:

@@ -177,7 +177,7 @@ class Node(_message.Message):
 
     @_builtins.property
     def drain(self) -> Global___Drain:
-        """while its availability is drain"""
+        """the last one"""
 
     def __init__(
         self,
@@ -203,25 +203,31 @@ Global___Node: _TypeAlias = Node  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):
-    """A node that is to be emptied (availability drain). From the deadline on, what still runs there is stopped."""
+    """The emptying of a node (availability drain). From the deadline on, what still runs there is stopped."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STARTED_AT_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """when the node was to take tasks again"""
+
     def __init__(
         self,
         *,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

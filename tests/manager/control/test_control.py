@@ -318,6 +318,7 @@ def test_demotions_that_cost_the_quorum_are_refused(
             pb.NodeSpec(),
             version=node.version.index,
             members={ids_of[hostname]: answers for hostname, answers in members.items()},
+            now=0.0,
         )
         assert len(demoted) == 1
 

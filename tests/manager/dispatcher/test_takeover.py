@@ -19,7 +19,7 @@ def test_a_registration_that_races_is_decided_again() -> None:
         drained.CopyFrom(cluster.node("n1"))
         drained.spec.availability = pb.NODE_AVAILABILITY_DRAIN
         cluster.committer.before = [ops.update(drained)]
-        writer = nodes.NodeWriter(target=cluster.store, committer=cluster.committer)
+        writer = nodes.NodeWriter(target=cluster.store, committer=cluster.committer, clock=cluster.clock)
         registered = await writer.register("n1", pb.NodeDescription(hostname="h"), "10.0.0.7")
         assert registered.spec.availability == pb.NODE_AVAILABILITY_DRAIN
         assert registered.status.state == pb.NODE_STATE_READY
