@@ -12,8 +12,8 @@ import json
 import socket
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skep import clock, errors
 
@@ -32,9 +32,14 @@ PATIENCE_S = 15.0  # longer than an election takes; then the user is told
 RETRY_PAUSE_S = 0.25
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0  # managers give up after 20 s themselves
+UPGRADE_TIMEOUT_S = 60.0  # until the other side of a raw connection is there; managers give up after 40 s
+SWITCHING = 101
+HEAD_BYTES_MAX = 64 * 1024
+STALE = "Skep-Stale"  # header of requests that accept an old answer, and of such answers
 MESSAGE_CHARS_MAX = 2000  # of an error body that is not ours
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 def sleep(seconds: float) -> None:
@@ -94,7 +99,9 @@ class Client:
         patience_s: float = PATIENCE_S,
         timeout_s: float = READ_TIMEOUT_S,
         on_retry: Callable[[str], None] | None = None,
+        on_stale: Callable[[str], None] | None = None,
     ) -> None:
+        """With `on_stale` reads are answered by any manager, also without a quorum; it is told how old they may be."""
         self._host = host
         self._path = socket_path(host)
         self._clock = wall or clock.SystemClock()
@@ -102,6 +109,7 @@ class Client:
         self._patience_s = patience_s
         self._timeout_s = timeout_s
         self._on_retry = on_retry
+        self._on_stale = on_stale
         self._kept: _UnixConnection | None = None  # kept alive between GETs only
         self.attempts = 0  # of the last request; above 1, an earlier attempt may have been carried out
         self._reached = False  # skepd has answered before, so a refused connection is worth waiting out
@@ -132,12 +140,17 @@ class Client:
         A request that changes something is only repeated when the server said that it did not do it, or was never
         reached.
         """
+        return self._patiently(
+            lambda: self._once(method, path, query, body, headers, timeout_s or self._timeout_s), patient=patient
+        )
+
+    def _patiently(self, attempt: Callable[[], T], *, patient: bool = True) -> T:
         deadline = self._clock.now() + (self._patience_s if patient else 0.0)
         self.attempts = 0
         while True:
             self.attempts += 1
             try:
-                return self._once(method, path, query, body, headers, timeout_s or self._timeout_s)
+                return attempt()
             except errors.Unavailable as problem:
                 if not _worth_waiting(problem, reached=self._reached) or self._clock.now() >= deadline:
                     raise
@@ -154,6 +167,59 @@ class Client:
                 connection.sock.settimeout(None)  # a followed log may be silent for hours
             while chunk := response.read1(65536):
                 yield chunk
+
+    def connect(self, path: str, *, body: Any = None) -> socket.socket:
+        """POSTs, and returns the raw connection that the server answers with (101). Whoever calls closes it."""
+        payload = b"" if body is None else json.dumps(body).encode()
+        headers = {"Connection": "Upgrade", "Upgrade": "tcp", "Content-Type": "application/json"}
+
+        def attempt() -> socket.socket:
+            connection = _UnixConnection(self._path, timeout_s=max(self._timeout_s, UPGRADE_TIMEOUT_S))
+            try:
+                return self._upgrade(connection, _target(path, None), payload, headers)
+            except BaseException:
+                connection.close()
+                raise
+
+        return self._patiently(attempt)
+
+    def _upgrade(
+        self, connection: _UnixConnection, target: str, payload: bytes, headers: Mapping[str, str]
+    ) -> socket.socket:
+        try:
+            connection.connect()
+        except OSError as problem:
+            raise self._unreachable(problem) from problem
+        try:
+            connection.request("POST", target, body=payload, headers=dict(headers))
+            status, raw = _answer_of(connection.sock)
+        except (OSError, ValueError) as problem:
+            raise self._broken(problem, reading=False) from problem
+        self._reached = True
+        if status != SWITCHING:
+            raise error_of(status, raw)
+        connection.sock.settimeout(None)
+        return connection.sock
+
+    def upload(self, path: str, chunks: Iterable[bytes], query: Mapping[str, str] | None = None) -> None:
+        """PUTs a body of any length. Not repeated: the chunks are gone."""
+        connection = _UnixConnection(self._path, timeout_s=self._timeout_s)
+        with contextlib.closing(connection):
+            try:
+                connection.connect()
+            except OSError as problem:
+                raise self._unreachable(problem) from problem
+            connection.sock.settimeout(None)  # whoever takes it may be slow
+            # A server that refuses answers before it has read everything: what it says is worth more than that.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                headers = {"Content-Type": "application/x-tar", "Transfer-Encoding": "chunked"}
+                connection.request("PUT", _target(path, query), body=chunks, headers=headers, encode_chunked=True)
+            try:
+                status, raw = _answer_of(connection.sock)
+            except (OSError, ValueError) as problem:
+                raise self._broken(problem, reading=False) from problem
+            if status >= 400:  # noqa: PLR2004
+                raise error_of(status, raw)
 
     def _once(
         self,
@@ -202,11 +268,18 @@ class Client:
                 connection.connect()
             except OSError as problem:
                 raise self._unreachable(problem) from problem
-        connection.request(method, target, body=payload, headers=dict(headers))
+        sent = dict(headers)
+        if self._on_stale is not None:
+            if method != "GET":
+                raise errors.Invalid("--stale only reads: a change takes a leader; leave --stale out")
+            sent[STALE] = "1"
+        connection.request(method, target, body=payload, headers=sent)
         response = connection.getresponse()
         self._reached = True
         if response.status >= 400:  # noqa: PLR2004
             raise error_of(response.status, response.read())
+        if self._on_stale is not None and response.getheader(STALE):
+            self._on_stale(_how_old(response.getheader("Skep-Index", ""), response.getheader("Skep-Age", "")))
         return response
 
     def _unreachable(self, problem: OSError) -> errors.SkepError:
@@ -249,6 +322,11 @@ def _reason(problem: Exception) -> str:
     return str(problem) or type(problem).__name__
 
 
+def _how_old(index: str, age_s: str) -> str:
+    since = "it has not heard of a leader since it started" if age_s == "unknown" else f"it was current {age_s} s ago"
+    return f"this manager answered without asking the leader: state {index}, {since}"
+
+
 def _worth_waiting(problem: errors.Unavailable, *, reached: bool) -> bool:
     return isinstance(problem, _NoLeader | _Interrupted) or (isinstance(problem, _NotReached) and reached)
 
@@ -256,6 +334,27 @@ def _worth_waiting(problem: errors.Unavailable, *, reached: bool) -> bool:
 def _target(path: str, query: Mapping[str, str] | None) -> str:
     prefix = "" if path.startswith(("/skep/", "/_ping")) else API
     return prefix + path + ("?" + urllib.parse.urlencode(query) if query else "")
+
+
+def _answer_of(connection: socket.socket) -> tuple[int, bytes]:
+    """(status, body) of an answer, and not a byte of what follows a 101. Raises ValueError when it is none."""
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        byte = connection.recv(1)
+        if not byte or len(head) > HEAD_BYTES_MAX:
+            raise ValueError("the connection was closed before there was an answer")
+        head += byte
+    first, *lines = head.decode("latin-1").split("\r\n")
+    status = int(first.split()[1])
+    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = bytearray()
+    length = 0 if status == SWITCHING else int(fields.get("content-length", "0"))
+    while len(body) < length:
+        piece = connection.recv(length - len(body))
+        if not piece:
+            break
+        body += piece
+    return status, bytes(body)
 
 
 def error_of(status: int, raw: bytes) -> errors.SkepError:

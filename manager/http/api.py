@@ -14,6 +14,7 @@ from manager.control import control
 from manager.http import (
     absent,
     backend,
+    entering,
     forward,
     logs,
     messages,
@@ -21,9 +22,11 @@ from manager.http import (
     payloads,
     routing,
     services,
+    stale,
     swarm,
     system,
     tasks,
+    tunnel,
 )
 from manager.store import commit
 from skep import errors
@@ -38,7 +41,7 @@ NO_LEADER = (
 )
 _ROUTES = (
     *system.ROUTES, *swarm.ROUTES, *services.ROUTES, *tasks.ROUTES, *nodes.ROUTES, *payloads.ROUTES,
-    *logs.ROUTES, *absent.ROUTES,
+    *logs.ROUTES, *entering.ROUTES, *absent.ROUTES,
 )  # fmt: skip
 _COMMON_HEADERS = {
     "Api-Version": f"{messages.API_VERSION[0]}.{messages.API_VERSION[1]}",
@@ -77,6 +80,14 @@ class Api:
         response.headers = _COMMON_HEADERS | response.headers
         return response
 
+    def transfer(self, method: str, target: str) -> routing.Transfer:
+        """How this request wants to be read. Never raises."""
+        try:
+            found = self._table.find(method, routing.strip_version(messages.split_target(target)[0]))
+        except errors.Invalid:
+            return routing.Transfer.WHOLE
+        return found[0].transfer if found is not None else routing.Transfer.WHOLE
+
     async def _answer(self, request: messages.Request) -> messages.Response:
         if request.method == "OPTIONS":
             return messages.empty_response()
@@ -88,6 +99,8 @@ class Api:
         call = messages.Call(context=self._context, request=request, params=params, query=query)
         if route.scope is routing.Scope.LOCAL:
             return await route.handler(call)
+        if stale.wanted(call):
+            return await stale.answer(route, call)
         return await self._from_leader(route, call)
 
     async def _from_leader(self, route: routing.Route, call: messages.Call) -> messages.Response:
@@ -116,6 +129,9 @@ class Api:
             raise commit.NotProposed("this manager does not lead")
         if not manager.leader_id or manager.leader_id == manager.node_id:
             raise commit.NotProposed(NO_LEADER)
+        if route.transfer is not routing.Transfer.WHOLE:
+            encoded = forward.encode(call.request)
+            return await tunnel.response_through(manager.tunnel(), encoded, call.request.incoming)
         return await forward.response_from(manager.forward(forward.encode(call.request)))
 
 

@@ -6,12 +6,13 @@ managers. `Machine.manager` says which.
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from manager.store import commit
 from manager.store import store as state
+from skep import channel, ids, pb
 from skep import clock as time
-from skep import ids, pb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,37 @@ class LogSource(Protocol):
         ...
 
 
+class ChannelSource(Protocol):
+    """Opens channels to tasks through their agents; works on the leader."""
+
+    def open(self, task_id: str, what: pb.ChannelOpen) -> AbstractAsyncContextManager[channel.Channel]:
+        """A channel that the agent has answered with Ready; ended on leaving.
+
+        Raises what the agent says instead, NotFound, FailedPrecondition or Unavailable.
+        """
+        ...
+
+
+class Tunnel(Protocol):
+    """A call to the leader over which a request, its body and a raw connection can travel."""
+
+    async def send(self, part: pb.TunnelPart) -> None:
+        """Waits while the leader does not keep up. Raises NotProposed when it was never reached, or Unavailable."""
+        ...
+
+    async def receive(self) -> pb.TunnelPart | None:
+        """The next part; None when the leader has ended the call. Raises as `send` does."""
+        ...
+
+    async def done(self) -> None:
+        """Nothing more will be sent."""
+        ...
+
+    def cancel(self) -> None:
+        """Ends the call."""
+        ...
+
+
 class Manager(Protocol):
     """The manager part of this machine, while it has one."""
 
@@ -85,6 +117,9 @@ class Manager(Protocol):
 
     @property
     def logs(self) -> LogSource: ...
+
+    @property
+    def channels(self) -> ChannelSource: ...
 
     @property
     def join_port(self) -> int: ...
@@ -104,6 +139,10 @@ class Manager(Protocol):
         Raises commit.NotProposed when there is none or it cannot be reached, so that the request was certainly not
         carried out, and Unavailable when it does not answer or breaks off.
         """
+        ...
+
+    def tunnel(self) -> Tunnel:
+        """The same for a request that does not fit into one message. Raises NotProposed when there is no leader."""
         ...
 
 

@@ -6,14 +6,14 @@ once is never forwarded again: a manager that does not lead refuses it, and the 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
 from typing_extensions import override
 
-from manager.http import messages
+from manager.http import messages, tunnel
 from manager.store import commit
 from skep import errors, pb
 from skep.security import identity, rpc_errors, tls
@@ -23,15 +23,9 @@ PIECE_BYTES_MAX = 1024 * 1024  # of a body in one gRPC message
 ANSWER_BYTES_MAX = 512 * 1024 * 1024  # a list of 100,000 tasks has about 150 MB
 HEADERS_KEPT = ("content-type", "accept", "user-agent", "x-registry-auth")
 FIRST_PART_S = 20.0  # Docker's own limit for calls to the manager; covers a slow disk under a commit
-NOT_DONE = "skep-not-done"  # header of a refusal: the leader has certainly not carried the request out
+NOT_DONE = messages.NOT_DONE
 _WHOLE = "Content-Length"
 _NEVER_SENT = ("failed to connect", "Connection refused", "No route to host", "DNS resolution", "handshake")
-
-
-class Answers(Protocol):
-    """The part of the Api that the servicer needs."""
-
-    async def handle(self, request: messages.Request) -> messages.Response: ...
 
 
 def encode(request: messages.Request) -> pb.HttpRequest:
@@ -97,18 +91,87 @@ async def forward(
     except TimeoutError:
         raise errors.Unavailable(f"the leader at {target} did not answer in time") from None
     except grpc.aio.AioRpcError as error:
-        problem = rpc_errors.from_rpc(error, target=target)
-        if error.code() is grpc.StatusCode.UNAVAILABLE and any(mark in (error.details() or "") for mark in _NEVER_SENT):
-            raise commit.NotProposed(problem.message) from None
-        raise problem from None
+        raise _problem(error, target=target) from None
     finally:
         call.cancel()
+
+
+def _problem(error: grpc.aio.AioRpcError, *, target: str) -> errors.SkepError:
+    problem = rpc_errors.from_rpc(error, target=target)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and any(mark in (error.details() or "") for mark in _NEVER_SENT):
+        return commit.NotProposed(problem.message)
+    return problem
+
+
+class GrpcTunnel:
+    """A backend.Tunnel to the manager behind `channel`; `target` names it in errors."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, target: str) -> None:
+        self._call: Any = ca_pb2_grpc.ForwardStub(channel).Tunnel()
+        self._target = target
+
+    async def send(self, part: pb.TunnelPart) -> None:
+        """See backend.Tunnel."""
+        await self._translated(self._call.write(part))
+
+    async def receive(self) -> pb.TunnelPart | None:
+        """See backend.Tunnel."""
+        part = await self._translated(self._call.read())
+        return part if isinstance(part, pb.TunnelPart) else None
+
+    async def done(self) -> None:
+        """See backend.Tunnel."""
+        await self._translated(self._call.done_writing())
+
+    def cancel(self) -> None:
+        """See backend.Tunnel."""
+        self._call.cancel()
+
+    async def _translated(self, doing: Awaitable[Any]) -> Any:
+        try:
+            return await doing
+        except grpc.aio.AioRpcError as error:
+            raise _problem(error, target=self._target) from None
+        except asyncio.InvalidStateError:
+            raise errors.Unavailable(f"the call to {self._target} is over") from None
+        except asyncio.CancelledError:
+            if self._call.cancelled() and not _being_cancelled():
+                raise errors.Unavailable(f"the call to {self._target} was cut off") from None
+            raise
+
+
+def _being_cancelled() -> bool:
+    """Whether it is this coroutine that is cancelled, and not the call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class _Parts:
+    """The leader's end of a tunnel."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+
+    async def send(self, part: pb.TunnelPart) -> None:
+        try:
+            await self._context.write(part)
+        except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+            raise errors.Unavailable("the calling manager has gone") from error
+
+    async def receive(self) -> pb.TunnelPart | None:
+        try:
+            part: object = await self._context.read()  # a part, or grpc.aio.EOF
+        except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+            raise errors.Unavailable("the calling manager has gone") from error
+        return part if isinstance(part, pb.TunnelPart) else None
 
 
 class ForwardServicer(ca_pb2_grpc.ForwardServicer):
     """Answers what other managers send on. `peer_of` says who calls and raises Denied for strangers."""
 
-    def __init__(self, api: Answers, *, peer_of: Callable[[grpc.aio.ServicerContext[Any, Any]], identity.Peer]) -> None:
+    def __init__(
+        self, api: tunnel.Answers, *, peer_of: Callable[[grpc.aio.ServicerContext[Any, Any]], identity.Peer]
+    ) -> None:
         self._api = api
         self._peer_of = peer_of
 
@@ -130,6 +193,15 @@ class ForwardServicer(ca_pb2_grpc.ForwardServicer):
             async with contextlib.aclosing(_parts(response)) as parts:
                 async for part in parts:
                     yield part
+
+    async def Tunnel(  # type: ignore[override, explicit-override]  # noqa: N802  # reads and writes by itself
+        self, request_iterator: AsyncIterator[pb.TunnelPart], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """One request whose body or connection streams."""
+        del request_iterator
+        async with rpc_errors.reported(context):
+            tls.require(self._peer_of(context), (pb.NODE_ROLE_MANAGER,))
+            await tunnel.serve(self._api, _Parts(context))
 
 
 async def _parts(response: messages.Response) -> AsyncGenerator[pb.HttpResponsePart, None]:

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import urllib.parse
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 import prometheus_client
 
@@ -15,6 +15,8 @@ from skep import errors
 API_VERSION = (1, 41)  # the smallest that all of Docker's present clients accept
 API_VERSION_MIN = (1, 24)
 BODY_BYTES_MAX = 4 * 1024 * 1024  # the largest thing anybody sends is a stack's config of 1000 KiB in base64
+SWITCHING = 101
+NOT_DONE = "skep-not-done"  # header of a refusal: the leader has certainly not carried the request out
 NO_SWARM = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm '
     "and try again."
@@ -27,6 +29,38 @@ PREPARING = "This node is not a swarm manager. Manager is being prepared or has 
 _FALSE = ("", "0", "no", "false", "none")
 
 
+class Duplex(Protocol):
+    """A connection whose HTTP is over: bytes both ways. Its owner closes it."""
+
+    async def read(self) -> bytes:
+        """Some bytes; empty once the other end has said all, or is gone."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Waits while the other end does not keep up. Raises Unavailable when it is gone."""
+        ...
+
+    async def write_eof(self) -> None:
+        """Nothing more will be written; the other end may still say something."""
+        ...
+
+
+class Gone:
+    """The Duplex of a client that has left before it got its connection: lets an upgrade end what it holds."""
+
+    async def read(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """Raises Unavailable."""
+        raise errors.Unavailable("the client has gone")
+
+    async def write_eof(self) -> None:
+        """Raises Unavailable."""
+        raise errors.Unavailable("the client has gone")
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """An HTTP request as it arrived. Header names are in lower case."""
@@ -35,17 +69,22 @@ class Request:
     target: str  # path and query
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)  # may hold passwords
     body: bytes = dataclasses.field(default=b"", repr=False)
+    incoming: AsyncIterator[bytes] | None = None  # the body as it comes, for routes that take it so
     forwarded: bool = False  # another manager has sent it on already: never send it further
 
 
 @dataclasses.dataclass
 class Response:
-    """An answer: either a whole body or a stream of pieces. Whoever takes a stream closes it."""
+    """An answer: a whole body, a stream of pieces, or with status 101 a raw connection.
+
+    Whoever takes a stream closes it; whoever takes an upgrade calls it once, in any case.
+    """
 
     status: int = 200
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     body: bytes = b""
     stream: AsyncGenerator[bytes, None] | None = None
+    upgrade: Callable[[Duplex], Awaitable[None]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +164,12 @@ def json_response(value: Any, *, status: int = 200) -> Response:
 def empty_response(*, status: int = 200) -> Response:
     """Nothing but a status."""
     return Response(status=status)
+
+
+def upgrade_response(upgrade: Callable[[Duplex], Awaitable[None]]) -> Response:
+    """101 as Docker answers it."""
+    headers = {"Content-Type": "application/vnd.docker.raw-stream", "Connection": "Upgrade", "Upgrade": "tcp"}
+    return Response(status=SWITCHING, headers=headers, upgrade=upgrade)
 
 
 def error_response(status: int, message: str) -> Response:

@@ -23,6 +23,14 @@ class Scope(enum.Enum):
     WRITE = "write"  # the leader
 
 
+class Transfer(enum.Enum):
+    """How request and answer travel."""
+
+    WHOLE = "whole"  # the body is read before the handler is called
+    BODY = "body"  # the handler takes the body as it comes
+    RAW = "raw"  # the answer is 101, then the connection is the handler's
+
+
 @dataclasses.dataclass(frozen=True)
 class Route:
     """One line of the table. `{name}` is one segment of the path, `{name...}` may contain slashes."""
@@ -31,6 +39,7 @@ class Route:
     path: str
     scope: Scope
     handler: Handler
+    transfer: Transfer = Transfer.WHOLE
 
     @property
     def pattern(self) -> re.Pattern[str]:

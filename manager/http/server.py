@@ -1,4 +1,4 @@
-"""The Api on a unix socket. The only module that knows aiohttp; adds nothing of its own to what is answered."""
+"""The Api on a unix socket. With `takeover` the only module that knows aiohttp; adds nothing of its own to answers."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import stat
 import structlog
 from aiohttp import web
 
-from manager.http import api, messages
+from manager.http import api, messages, routing, takeover
 from skep import errors
 
 log = structlog.get_logger(__name__)
@@ -98,7 +98,9 @@ class HttpServer:
         raise errors.FailedPrecondition(f"another daemon already listens on {self._path}")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = await _body_of(request)
+        transfer = self._api.transfer(request.method, request.raw_path)
+        streamed = transfer is routing.Transfer.BODY
+        body = b"" if streamed else await _body_of(request)
         if body is None:
             text = f"the request's body is larger than {messages.BODY_BYTES_MAX} bytes"
             return _whole(request, messages.error_response(413, text))
@@ -107,12 +109,15 @@ class HttpServer:
             target=request.raw_path,
             headers={name.lower(): value for name, value in request.headers.items()},
             body=body,
+            incoming=request.content.iter_any() if streamed else None,
         )
-        if request.method in ("GET", "HEAD"):
+        if request.method in ("GET", "HEAD") or transfer is not routing.Transfer.WHOLE:
             answer = await self._api.handle(asked)
         else:
             # A change that has begun is carried through, also when whoever asked for it has gone.
             answer = await asyncio.shield(asyncio.create_task(self._api.handle(asked)))
+        if answer.upgrade is not None:
+            return await takeover.upgraded(request, answer)
         if answer.stream is None:
             return _whole(request, answer)
         return await _streamed(request, answer)

@@ -11,6 +11,7 @@ from manager.http import api, backend, forward, messages
 from manager.store import commit, ops, store
 from skep import errors, ids, pb, stamps
 from skep.security import keys, tokens
+from tests.manager.http import fake_channels
 
 START = 1_790_000_000.0
 GB = 1000**3
@@ -81,8 +82,10 @@ class FakeManager:
         self.store = state
         self.committer = Committer(state, time)
         self.logs = FakeLogs()
+        self.channels = fake_channels.FakeChannels()
         self.join_port = 2378
         self.leader_id = node_id
+        self.behind_s: float | None = 0.0
         self.standing: dict[str, pb.ManagerStatus] = {}
         self.leader: api.Api | None = None  # where `forward` goes
         self.forwarded: list[pb.HttpRequest] = []
@@ -103,6 +106,11 @@ class FakeManager:
         )
         async for part in forward._parts(await self.leader.handle(asked)):
             yield part
+
+    def tunnel(self) -> backend.Tunnel:
+        if self.leader is None:
+            raise commit.NotProposed("cannot reach the leader")
+        return fake_channels.MemoryTunnel(self.leader)
 
 
 class FakeMachine:

@@ -7,7 +7,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from manager.http import forward, messages
+from manager.http import forward, messages, routing
 from manager.store import commit
 from skep import clock, errors, pb
 from skep.security import identity, keys, tls
@@ -26,6 +26,9 @@ class Leader:
     async def handle(self, request: messages.Request) -> messages.Response:
         self.requests.append(request)
         return self.response
+
+    def transfer(self, method: str, target: str) -> routing.Transfer:
+        return routing.Transfer.WHOLE
 
 
 def an_identity(root: keys.Root, node_id: str, role: pb.NodeRole.ValueType, now: float) -> identity.Identity:
