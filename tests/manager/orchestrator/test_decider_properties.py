@@ -162,6 +162,8 @@ def check_places(w: world.World) -> None:
                 for place in going:
                     nodes = [w.view.nodes.get(task.node_id) for task in place]
                     assert all(node is not None and not tasks.invalid(node) for node in nodes)
+            case _:
+                pass  # replicated: the updater's laws are below
         if service.HasField("job_status"):
             assert all(len(place) <= 1 for place in going)
 

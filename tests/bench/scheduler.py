@@ -1,0 +1,224 @@
+"""How fast the scheduler decides, and how fast a new leader gets through its first full pass.
+
+Decisions on an in-memory view, no Raft; medians of a few runs. Beside some figures stands what SwarmKit's own Go
+benchmark, measured on the same kind of machine, needs for the same.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from manager import loops
+from manager.scheduler import scheduler
+from manager.store import store
+from skep import ids, pb, stamps
+
+RUNS = 3
+NOW = 1_700_000_000.0
+GB = 1000**3
+SWARMKIT_PLACE_S = {1_000: 0.185, 10_000: 2.15, 100_000: 20.5}  # on 1,000 nodes: middle of its runs
+SWARMKIT_CONSTRAINTS_S = {1_000: 0.425, 10_000: 2.25}
+
+Change = Callable[[pb.ServiceSpec], object]
+
+
+class Bed:
+    """A store that is filled without operations: what is in it came about long ago."""
+
+    def __init__(self, nodes: int) -> None:
+        self.store = store.Store()
+        self._index = 0
+        self._ops: list[pb.Op] = []
+        for number in range(nodes):
+            self._node(number)
+
+    def _create(self) -> pb.Object:
+        op = pb.Op(kind=pb.OP_KIND_CREATE)
+        self._ops.append(op)
+        return op.object
+
+    def _node(self, number: int) -> None:
+        node = self._create().node
+        node.id = f"node{number:06d}"
+        node.status.state = pb.NODE_STATE_READY
+        node.status.addr = "127.0.0.1"
+        node.description.hostname = node.id
+        node.description.platform.os = "linux"
+        node.description.platform.architecture = "x86_64"
+        node.description.resources.nano_cpus = stamps.to_nanos(64.0)
+        node.description.resources.memory_bytes = 256 * GB
+        node.spec.labels["zone"] = f"z{number % 3}"
+        node.spec.labels["rack"] = f"r{number % 30}"
+        node.spec.labels["disk"] = "ssd" if number % 2 else "spinning"
+
+    def service(self, name: str, replicas: int, change: Change = lambda _: None) -> None:
+        """A service with its revision."""
+        revision = self._create().revision
+        revision.id, revision.service_id, revision.number = f"{name}@1", name, 1
+        revision.spec.name = name
+        revision.spec.task.container.image = "demo:1"
+        revision.spec.mode.replicated.replicas = replicas
+        change(revision.spec)
+        service = self._create().service
+        service.id, service.name, service.revision_id, service.next_revision = name, name, revision.id, 2
+
+    def task(self, service: str, slot: int, state: pb.TaskState.ValueType, node: str = "") -> None:
+        """A task of the service."""
+        task = self._create().task
+        task.id = f"{service}.{slot:017d}"
+        task.service_id = task.service_name = service
+        task.revision_id = f"{service}@1"
+        task.slot = slot
+        task.node_id = node
+        task.desired_state = pb.TASK_STATE_RUNNING
+        task.status.state = state
+        task.status.timestamp.CopyFrom(stamps.stamp(NOW - 3600))
+        if state == pb.TASK_STATE_RUNNING:
+            task.running_at.CopyFrom(stamps.stamp(NOW - 3600))
+
+    def commit(self, ops: list[pb.Op] | None = None) -> None:
+        """Applies what was created, or the operations of a plan."""
+        self._index += 1
+        transaction = pb.Transaction(ops=self._ops if ops is None else ops, at=stamps.stamp(NOW))
+        refusals = self.store.apply(self._index, [transaction])
+        if any(refusals):
+            raise AssertionError(refusals)
+        if ops is None:
+            self._ops = []
+
+
+def pending(nodes: int, services: int, tasks_each: int, change: Change = lambda _: None) -> Bed:
+    """Services whose tasks all wait for a node."""
+    bed = Bed(nodes)
+    for number in range(services):
+        name = f"service{number:06d}"
+        bed.service(name, tasks_each, change)
+        for slot in range(1, tasks_each + 1):
+            bed.task(name, slot, pb.TASK_STATE_PENDING)
+    bed.commit()
+    return bed
+
+
+def decide_s(bed: Bed, expected: int, *, dirty: frozenset[str] | None = None, runs: int = RUNS) -> float:
+    """The median time of one decision from the view to the finished plan, in seconds."""
+    times: list[float] = []
+    for _ in range(runs):
+        gc.collect()
+        view = bed.store.view()
+        started = time.perf_counter()
+        plan = scheduler.Scheduler().decide(view, NOW, ids.seeded_rng(1), dirty)
+        times.append(time.perf_counter() - started)
+        placed = sum(op.object.task.status.state == pb.TASK_STATE_ASSIGNED for op in plan.ops)
+        if placed != expected:
+            raise AssertionError(f"{placed} tasks placed instead of {expected}")
+        del plan
+    return statistics.median(times)
+
+
+def constrained(spec: pb.ServiceSpec) -> None:
+    """Three constraints that half of the nodes satisfy."""
+    spec.task.placement.constraints.extend(["node.labels.disk==ssd", "node.role==worker", "node.platform.os!=windows"])
+
+
+def spread(spec: pb.ServiceSpec) -> None:
+    """A preference of two levels."""
+    for descriptor in ("node.labels.zone", "node.labels.rack"):
+        spec.task.placement.preferences.add().spread.spread_descriptor = descriptor
+
+
+def loaded(nodes: int, tasks_each: int) -> Bed:
+    """Nodes that run tasks, settled; service0 has one more task to place."""
+    bed = Bed(nodes)
+    services = max(1, nodes * tasks_each // 100)
+    for number in range(services):
+        bed.service(f"service{number:06d}", 100)
+    for number in range(nodes * tasks_each):
+        node = f"node{number % nodes:06d}"
+        bed.task(f"service{number // 100:06d}", number % 100 + 1, pb.TASK_STATE_RUNNING, node)
+    bed.commit()
+    return bed
+
+
+def one_ms(nodes: int) -> float:
+    """One task of a new service onto nodes with ten tasks each, in milliseconds."""
+    bed = loaded(nodes, 10)
+    bed.service("new", 1)
+    bed.task("new", 1, pb.TASK_STATE_PENDING)
+    bed.commit()
+    return decide_s(bed, 1, dirty=frozenset({"new"}), runs=7) * 1000
+
+
+def full_pass_s(bed: Bed) -> tuple[float, int]:
+    """Every decider once on everything, as a new leader does: seconds, and how many operations came of it."""
+    gc.collect()
+    rng = ids.seeded_rng(1)
+    count = 0
+    started = time.perf_counter()
+    for decider in loops.default_deciders():
+        count += len(decider.decide(bed.store.view(), NOW, rng, None).ops)
+    return time.perf_counter() - started, count
+
+
+def idle_cpu_pct(bed: Bed) -> float:
+    """CPU of the leader's loop over a settled cluster in which nothing changes, in percent of one core."""
+    import asyncio
+
+    from manager.store import commit
+    from skep import clock
+
+    async def main() -> float:
+        wall = clock.SystemClock()
+        loop = loops.LeaderLoop(
+            store=bed.store,
+            committer=commit.LocalCommitter(bed.store, wall),
+            deciders=loops.default_deciders(),
+            clock=wall,
+            rng=ids.seeded_rng(1),
+        )
+        running = asyncio.create_task(loop.run())
+        before = bed.store.index
+        await asyncio.sleep(10.0)  # the first pass and what it starts
+        cpu, wall_s = time.process_time(), time.perf_counter()
+        await asyncio.sleep(10.0)
+        used = 100 * (time.process_time() - cpu) / (time.perf_counter() - wall_s)
+        running.cancel()
+        if bed.store.index != before:
+            raise AssertionError("the settled cluster was changed")
+        return used
+
+    return asyncio.run(main())
+
+
+def report(name: str, value: float, unit: str, *, swarmkit: float | None = None) -> None:
+    """One figure a line, and the comparison as a comment."""
+    print(f"{name}: {value:.3g} {unit}", flush=True)
+    if swarmkit is not None:
+        print(
+            f"# SwarmKit's own Go benchmark, measured on the same kind of machine: {swarmkit:g} {unit}, "
+            f"{swarmkit / value:.1f} times as long",
+            flush=True,
+        )
+
+
+def main(arguments: Sequence[str]) -> None:
+    quick = "quick" in arguments
+    for tasks in (1_000, 10_000, 100_000):
+        value = decide_s(pending(1_000, 1, tasks), tasks)
+        report(f"scheduler.place.{tasks}x1000_s", value, "s", swarmkit=SWARMKIT_PLACE_S[tasks])
+    for tasks in (1_000, 10_000):
+        value = decide_s(pending(1_000, 1, tasks, constrained), tasks)
+        report(f"scheduler.constraints.{tasks}x1000_s", value, "s", swarmkit=SWARMKIT_CONSTRAINTS_S[tasks])
+    for nodes in (100, 10_000):
+        report(f"scheduler.place.10000x{nodes}_s", decide_s(pending(nodes, 1, 10_000), 10_000), "s")
+    report("scheduler.services.10000x10000_s", decide_s(pending(10_000, 10_000, 1), 10_000), "s")
+    for nodes in (100, 1_000, 10_000):
+        report(f"scheduler.one.1x{nodes}_ms", one_ms(nodes), "ms")
+    report("scheduler.spread.10000x1000_s", decide_s(pending(1_000, 1_000, 10, spread), 10_000), "s")
+    bed = loaded(1_000, 100)
+    times = [full_pass_s(bed) for _ in range(RUNS)]
+    if any(count for _, count in times):
+        raise AssertionError("a settled cluster needs no operations")
+    report("deciders.takeover.100000_s", statistics.median(seconds for seconds, _ in times), "s")
+    if not quick:
+        report("deciders.idle_cpu_pct", idle_cpu_pct(bed), "%")
