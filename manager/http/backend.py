@@ -129,6 +129,11 @@ class Manager(Protocol):
         """Node ID of the leader, empty while there is none."""
         ...
 
+    @property
+    def behind_s(self) -> float | None:
+        """Seconds since the store was known to be current: 0 while this manager leads, None when it never was."""
+        ...
+
     def reachability(self) -> dict[str, pb.ManagerStatus]:
         """Leadership, reachability and address of every Raft member, by node ID."""
         ...

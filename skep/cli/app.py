@@ -32,13 +32,22 @@ class App:
     wall: clock.Clock = dataclasses.field(default_factory=clock.SystemClock)
     pause: Callable[[float], None] = _sleep
     terminal: bool | None = None  # None: ask standard output
+    stale: bool = False  # reads need no leader, and may be old
+
+    _told_age: bool = dataclasses.field(default=False, repr=False)
 
     @functools.cached_property
     def client(self) -> "client.Client":
         """The connection to skepd, made when first needed."""
         from skep import client
 
-        return client.Client(self.host, wall=self.wall, pause=self.pause, on_retry=self._tell)
+        return client.Client(
+            self.host,
+            wall=self.wall,
+            pause=self.pause,
+            on_retry=self._tell,
+            on_stale=self._tell_age if self.stale else None,
+        )
 
     def close(self) -> None:
         """Drops the connection, if there is one."""
@@ -57,6 +66,11 @@ class App:
     def warn(self, line: str) -> None:
         """One line beside the result, on standard error."""
         click.echo(line, err=True)
+
+    def _tell_age(self, how_old: str) -> None:
+        if not self._told_age:
+            self._told_age = True
+            self.warn(f"skep: {how_old}")
 
     def _tell(self, problem: str) -> None:
         self.warn(f"skep: {problem}; trying again for a few seconds")

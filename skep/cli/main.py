@@ -50,14 +50,18 @@ ENTRIES = {
     metavar="ADDRESS",
     help=f"Socket of skepd, unix:///path; also from {app.HOST_VARIABLE}.",
 )
+@click.option(
+    "--stale", is_flag=True, help="Read what this manager knows, although it may be old; works without a leader."
+)
 @click.version_option(
     skep.__version__, "-v", "--version", prog_name=app.PROGRAM, message="%(prog)s version %(version)s"
 )
 @click.pass_context
-def cli(context: click.Context, host: str) -> None:
+def cli(context: click.Context, host: str, *, stale: bool) -> None:
     """A cluster scheduler in the manner of Docker's swarm mode."""
     state = context.ensure_object(app.App)
     state.host = host
+    state.stale = stale
 
 
 def run(arguments: Sequence[str], *, state: app.App | None = None) -> int:
