@@ -83,8 +83,9 @@ class DurableLog:
         return copy
 
     def write(self, batch: Sequence[ops.Op]) -> None:
-        if self._file is None:
-            self._next_generation()  # from here on a missing log is a damage, and not a beginning
+        file = self._file
+        if file is None:
+            file = self._next_generation()  # from here on a missing log is a damage, and not a beginning
         taken = False
         trimmed = False
         for op in batch:
@@ -97,8 +98,8 @@ class DurableLog:
         if trimmed:
             self._next_generation()
         else:
-            self._file.write(self._record(ops.encode(batch)))
-            self._file.sync()
+            file.write(self._record(ops.encode(batch)))
+            file.sync()
         if taken or trimmed:
             self._sweep()
 
@@ -122,7 +123,7 @@ class DurableLog:
             raise OSError(f"a log record of {len(sealed)} bytes is too large")
         return _header(len(sealed), self._number, zlib.crc32(sealed)) + sealed
 
-    def _next_generation(self) -> None:
+    def _next_generation(self) -> disk.File:
         self._generation += 1
         self._number = 0
         name = f"{PREFIX}{self._generation:016x}"
@@ -137,6 +138,7 @@ class DurableLog:
         if self._file is not None:
             self._file.close()
         self._file = self._disk.append(name)
+        return self._file
 
     def _sweep(self) -> None:
         """Removes what no longer counts. Snapshots newer than ours may be in the making and stay."""
