@@ -73,7 +73,9 @@ def unsupported(container: pb.ContainerSpec) -> list[str]:
 def plan(workload: base.Workload, *, ports: list[pb.PortConfig], work_dir: pathlib.Path, euid: int) -> Plan:
     """How to run `workload`; `ports` are its host-mode ports with published numbers. Raises TaskFatal."""
     container = workload.container
-    refuse.check(workload, runtime="process", also=unsupported(container))
+    resources = workload.spec.task.resources
+    swap = ["swap"] if resources.HasField("swap_bytes") or resources.HasField("memory_swappiness") else []
+    refuse.check(workload, runtime="process", also=unsupported(container) + swap)
     argv = [*container.command, *container.args]
     if not argv or not argv[0]:
         raise base.TaskFatal(
