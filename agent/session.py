@@ -5,6 +5,7 @@ the tasks run on meanwhile. What the assignments mean is the worker's business.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -70,6 +71,7 @@ class AgentSession:
         self._candidates: list[str] = []
         self._worked = ""  # the manager of the last session
         self._retry = backoff.Backoff(first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S, rng=rng)
+        self._hurry = asyncio.Event()
         self._outbox: dict[str, pb.TaskStatus] = {}
         self._outbox_filled = asyncio.Event()
         self._period_s = 0.0
@@ -101,9 +103,19 @@ class AgentSession:
                     log.exception("session.crashed", manager=addr)
                     self._ended(addr, error)
                 redirects = 0
-                await asyncio.sleep(self._retry.next_s())
+                await self._pause()
         finally:
             self._worker.listen(None)
+
+    def retry_now(self) -> None:
+        """There is reason to believe that a manager answers now: a pause between two attempts ends."""
+        self._hurry.set()
+
+    async def _pause(self) -> None:
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._retry.next_s()):
+                await self._hurry.wait()
 
     def _ended(self, addr: str, error: Exception) -> None:
         self.error = str(error) or type(error).__name__

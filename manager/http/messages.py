@@ -114,6 +114,8 @@ class Context:
         info = self.machine.info()
         if info.state == "active":
             return WORKER
+        if info.state == "error" and info.error:
+            return f"This node is not a swarm manager. {info.error}"
         return PREPARING if info.state == "pending" else NO_SWARM
 
 

@@ -88,6 +88,11 @@ class AgentPart:
         self._worker = None
         self._session = None
 
+    def retry_now(self) -> None:
+        """The managers answer again, as far as this machine knows."""
+        if self._session is not None:
+            self._session.retry_now()
+
     async def remove_tasks(self) -> None:
         """Stops and removes every task of this node, whether the agent runs or not."""
         if self._worker is None:

@@ -298,6 +298,8 @@ class Daemon:
             place = dataclasses.replace(place, members={})
             place.save(self._config.membership_file)
             manager = await self._keeper.rebuild(place)
+            if self._agent is not None:
+                self._agent.retry_now()  # before the new leader counts this node as down
         return manager.node_id
 
     def _choose_addresses(self, request: backend.InitRequest | backend.JoinRequest) -> settings.Membership:
