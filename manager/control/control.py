@@ -68,10 +68,12 @@ class Control:
         changed = await self._carry_out(decide)
         log.info("service.updated", service=reference, changed=changed)
 
-    async def rollback_service(self, reference: str, *, version: int) -> None:
-        """Goes back to the service's previous revision."""
-        await self._carry_out(lambda view: services.rollback(view, reference, version=version, now=self._clock.now()))
-        log.info("service.rollback_started", service=reference)
+    async def rollback_service(self, reference: str, *, version: int, to: int | None = None) -> None:
+        """Goes back to the service's previous revision, or to the one with number `to`."""
+        await self._carry_out(
+            lambda view: services.rollback(view, reference, version=version, now=self._clock.now(), to=to)
+        )
+        log.info("service.rollback_started", service=reference, to=to)
 
     async def remove_service(self, reference: str) -> None:
         """Removes a service; its tasks stop soon after."""

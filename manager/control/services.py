@@ -78,25 +78,42 @@ def update(view: views.View, reference: str, request: Update, *, revision_id: st
     return [ops.create(revision), ops.update(changed)]
 
 
-def rollback(view: views.View, reference: str, *, version: int, now: float) -> list[pb.Op]:
-    """Back to the previous revision, which is then the one that a second rollback goes forward from.
+def rollback(view: views.View, reference: str, *, version: int, now: float, to: int | None = None) -> list[pb.Op]:
+    """Back to revision number `to`, or to the previous one; a second rollback then goes forward again.
 
-    Raises NotFound, Conflict, FailedPrecondition when there is nothing to go back to, and Invalid when it needs a
-    secret or config that was removed meanwhile.
+    Raises NotFound (also for a revision that is not kept any more), Conflict, FailedPrecondition when there is nothing
+    to go back to, and Invalid when it needs a secret or config that was removed meanwhile.
     """
     service = lookup.service(view, reference)
     _check_version(service, version)
-    if not service.previous_revision_id or view.revisions.get(service.previous_revision_id) is None:
-        raise errors.FailedPrecondition(f"service {reference} does not have a previous spec")
-    payloads.check_present(view, view.revision(service.previous_revision_id).spec)
+    target = _goal(view, service, reference, to)
+    payloads.check_present(view, target.spec)
     changed = pb.Service()
     changed.CopyFrom(service)
-    changed.revision_id, changed.previous_revision_id = service.previous_revision_id, service.revision_id
+    changed.revision_id, changed.previous_revision_id = target.id, service.revision_id
     if compare.is_job(view.spec(service)):
         _run_again(changed, now)
     else:
         _set_status(changed, pb.UPDATE_STATE_ROLLBACK_STARTED, ROLLING_BACK, now)
-    return [ops.update(changed)]
+    # The reaper forgets old revisions. Writing this one, unchanged, makes whoever comes second start over.
+    return [ops.update(target), ops.update(changed)]
+
+
+def _goal(view: views.View, service: pb.Service, reference: str, to: int | None) -> pb.Revision:
+    """The revision that a rollback goes to."""
+    if to is None:
+        previous = view.revisions.get(service.previous_revision_id) if service.previous_revision_id else None
+        if previous is None:
+            raise errors.FailedPrecondition(f"service {reference} does not have a previous spec")
+        return previous
+    kept = sorted(view.revisions.where("service", service.id), key=lambda revision: revision.number)
+    target = next((revision for revision in kept if revision.number == to), None)
+    if target is None:
+        numbers = ", ".join(str(revision.number) for revision in kept)
+        raise errors.NotFound(f"service {reference} has no revision {to} (any more); kept are {numbers}")
+    if target.id == service.revision_id:
+        raise errors.FailedPrecondition(f"service {reference} is at revision {to} already")
+    return target
 
 
 def remove(view: views.View, reference: str) -> list[pb.Op]:

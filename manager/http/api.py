@@ -20,6 +20,7 @@ from manager.http import (
     messages,
     nodes,
     payloads,
+    planning,
     routing,
     services,
     stale,
@@ -41,7 +42,7 @@ NO_LEADER = (
 )
 _ROUTES = (
     *system.ROUTES, *swarm.ROUTES, *services.ROUTES, *tasks.ROUTES, *nodes.ROUTES, *payloads.ROUTES,
-    *logs.ROUTES, *entering.ROUTES, *absent.ROUTES,
+    *logs.ROUTES, *entering.ROUTES, *planning.ROUTES, *absent.ROUTES,
 )  # fmt: skip
 _COMMON_HEADERS = {
     "Api-Version": f"{messages.API_VERSION[0]}.{messages.API_VERSION[1]}",

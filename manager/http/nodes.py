@@ -43,6 +43,13 @@ async def inspect_node(call: messages.Call) -> messages.Response:
 
 async def update_node(call: messages.Call) -> messages.Response:
     version = call.version("node")
+    spec = spec_of(call)
+    await call.context.control.update_node(call.params["id"], spec, version=version, members=members(call))
+    return messages.empty_response()
+
+
+def spec_of(call: messages.Call) -> pb.NodeSpec:
+    """The specification in the body. Raises Invalid."""
     data = call.json()
     spec = jsonmap.from_json(pb.NodeSpec, {} if data is None else data)
     # The whole specification is replaced: a role or availability that is left out must not become a default silently.
@@ -50,17 +57,20 @@ async def update_node(call: messages.Call) -> messages.Response:
     for name in ("Role", "Availability"):
         if name.lower() not in given:
             raise errors.Invalid(f'invalid {name}: ""')
-    members = {
+    return spec
+
+
+def members(call: messages.Call) -> dict[str, bool]:
+    """The managers by node ID, and whether they answer."""
+    return {
         node_id: standing.reachability == pb.REACHABILITY_REACHABLE
         for node_id, standing in call.context.manager.reachability().items()
     }
-    await call.context.control.update_node(call.params["id"], spec, version=version, members=members)
-    return messages.empty_response()
 
 
 async def remove_node(call: messages.Call) -> messages.Response:
-    members = frozenset(call.context.manager.reachability())
-    await call.context.control.remove_node(call.params["id"], force=call.flag("force"), members=members)
+    managers = frozenset(call.context.manager.reachability())
+    await call.context.control.remove_node(call.params["id"], force=call.flag("force"), members=managers)
     return messages.empty_response()
 
 

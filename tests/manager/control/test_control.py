@@ -419,3 +419,31 @@ def test_every_update_of_a_job_runs_it_again() -> None:
         assert (service.job_status.job_iteration.index, service.HasField("update_status")) == (3, False)
 
     with_rig(work)
+
+
+def test_a_rollback_and_the_reaper_never_miss_each_other() -> None:
+    """Whoever comes second to a revision that one forgets and the other goes back to starts over."""
+
+    async def work(rig: Rig) -> None:
+        await rig.control.create_service(spec())
+        for number in range(2, 5):
+            await rig.change(spec(image=f"nginx:{number}"))
+        oldest = next(each for each in rig.view.revisions if each.number == 1)
+        version = rig.service().version.index
+
+        forgotten = ops.delete(oldest)
+        back = services.rollback(rig.view, "web", version=version, now=1.0, to=1)
+        await rig.committer.commit(back)
+        with pytest.raises(errors.Conflict):
+            await rig.committer.commit([forgotten])
+        assert rig.view.spec(rig.service()).task.container.image == "nginx"
+
+        second = next(each for each in rig.view.revisions if each.number == 2)
+        late = services.rollback(rig.view, "web", version=rig.service().version.index, now=2.0, to=2)
+        await rig.committer.commit([ops.delete(second)])
+        with pytest.raises(errors.Conflict):
+            await rig.committer.commit(late)
+        with pytest.raises(errors.NotFound, match="kept are 1, 3, 4"):
+            await rig.control.rollback_service("web", version=rig.service().version.index, to=2)
+
+    with_rig(work)

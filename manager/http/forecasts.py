@@ -1,0 +1,104 @@
+"""Forecasts and explanations in JSON, under skep's own names. Decides nothing."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from manager.planning import explaining, forecast
+from manager.planning import fields as differences
+from skep import jsonmap, pb, stamps
+
+Json = dict[str, Any]
+
+TASKS_SHOWN_MAX = 10_000  # of all services together; the counts are of all
+
+
+def plan(found: forecast.Forecast) -> Json:
+    """What a change would do."""
+    left = TASKS_SHOWN_MAX
+    shown: list[Json] = []
+    for service in found.services:
+        shown.append(_service(service, found.node_names, left))
+        left -= len(shown[-1]["Tasks"])
+    notes = list(found.notes)
+    if left <= 0:
+        notes.append(f"only the first {TASKS_SHOWN_MAX} tasks are listed")
+    return {
+        "Verdict": found.verdict.value,
+        "AtRest": found.at_rest,
+        "Complete": found.complete,
+        "DurationSeconds": round(found.took_s, 3),
+        "Notes": notes,
+        "Fields": fields(found.fields),
+        "Services": shown,
+        "Nodes": [
+            {"ID": node_id, "Name": found.node_names[node_id], "Before": before, "After": after}
+            for node_id, (before, after) in found.node_tasks.items()
+        ],
+    }
+
+
+def fields(found: Iterable[differences.Field]) -> list[Json]:
+    """Differences of specifications."""
+    return [{"Path": each.path, "Before": each.before, "After": each.after} for each in found]
+
+
+def _service(service: forecast.ServiceForecast, names: dict[str, str], limit: int) -> Json:
+    shown: Json = {
+        "ID": service.id,
+        "Name": service.name,
+        "Counts": {action.value: count for action in forecast.Action if (count := service.count(action))},
+        "Running": service.running,
+        "RunningLeast": service.running_least,
+        "Tasks": [_outcome(outcome, names) for outcome in service.outcomes[: max(0, limit)]],
+    }
+    if service.status is not None:
+        state = jsonmap.word_of(pb.UpdateState, service.status.state)
+        shown["UpdateStatus"] = {"State": state, "Message": service.status.message}
+    return shown
+
+
+def _outcome(outcome: forecast.Outcome, names: dict[str, str]) -> Json:
+    shown: Json = {"Slot": outcome.slot, "Action": outcome.action.value, "TaskID": outcome.task_id}
+    for key, node_id in (("From", outcome.source), ("To", outcome.target)):
+        shown[key] = node_id
+        shown[f"{key}Name"] = names.get(node_id, node_id)
+    if outcome.reason:
+        shown["Reason"] = outcome.reason
+    return shown
+
+
+def explanation(found: explaining.Explanation) -> Json:
+    """Why something is as it is."""
+    shown: Json = {
+        "Kind": found.kind,
+        "ID": found.id,
+        "Name": found.name,
+        "Summary": found.summary,
+        "Waits": [_wait(each) for each in found.waits],
+        "Nodes": [_verdict(each) for each in found.nodes],
+        "Fix": found.fix,
+    }
+    if found.why_not:
+        shown["WhyNot"] = found.why_not
+    return shown
+
+
+def _wait(wait: explaining.Wait) -> Json:
+    shown: Json = {"Subject": wait.subject, "For": wait.reason}
+    if wait.until is not None:
+        shown["Until"] = jsonmap.format_time(stamps.stamp(wait.until))
+    return shown
+
+
+def _verdict(verdict: explaining.Verdict) -> Json:
+    return {
+        "ID": verdict.node_id,
+        "Name": verdict.name,
+        "Here": verdict.here,
+        "Fits": not verdict.failing,
+        "ServiceTasks": verdict.service_tasks,
+        "Tasks": verdict.tasks,
+        "Failing": [
+            {"Rule": each.rule, "Need": each.need, "Have": each.have, "Remedy": each.remedy} for each in verdict.failing
+        ],
+    }

@@ -1,0 +1,179 @@
+"""Handlers for questions: what would a change do, what if nodes were lost or added, why is something as it is.
+
+They change nothing. The working out happens on a copy of the state in a thread, so that the leader goes on leading.
+"""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+from manager import loops
+from manager.control import lookup, names
+from manager.control import nodes as node_intents
+from manager.control import services as intents
+from manager.http import forecasts, messages, nodes, routing, services
+from manager.planning import explaining, forecast, whatif
+from manager.store import store
+from skep import errors, ids, jsonmap, pb
+
+AT_ONCE_MAX = 2  # plans being worked out; who comes later is asked to come again
+LOSE_MAX = 1000  # nodes in one question
+
+_seats = threading.BoundedSemaphore(AT_ONCE_MAX)
+
+
+async def _forecast(call: messages.Call, base: store.Store, change: Sequence[pb.Op]) -> forecast.Forecast:
+    """The forecast of `change` on `base`. Raises Unavailable when too many ask at once."""
+    if not _seats.acquire(blocking=False):
+        raise errors.Unavailable("other plans are being worked out: try again in a moment")
+    now = call.context.machine.clock.now()
+    # The same question about the same state gets the same answer.
+    rng = ids.seeded_rng(base.index)
+    try:
+        return await asyncio.to_thread(
+            forecast.simulate, base, change, now=now, rng=rng, deciders=loops.default_deciders()
+        )
+    finally:
+        _seats.release()
+
+
+async def _answer(call: messages.Call, change: Sequence[pb.Op]) -> messages.Response:
+    base = call.context.manager.store.copy()
+    return messages.json_response(forecasts.plan(await _forecast(call, base, change)))
+
+
+async def plan_update(call: messages.Call) -> messages.Response:
+    """What an update with this specification would do; with `rollback`, a rollback (to=N: to that revision)."""
+    view = call.context.manager.store.view()
+    version = call.version("service")
+    now = call.context.machine.clock.now()
+    reference = call.params["id"]
+    if call.flag("rollback"):
+        to = services.revision_number(call, "to")
+        return await _answer(call, intents.rollback(view, reference, version=version, now=now, to=to))
+    request = intents.Update(spec=services.spec_of(call), version=version, registry_auth=services.auth_of(call))
+    _, revision_id = intents.new_ids(ids.seeded_rng(view.index))
+    return await _answer(call, intents.update(view, reference, request, revision_id=revision_id, now=now))
+
+
+async def plan_creation(call: messages.Call) -> messages.Response:
+    """What creating this service would do."""
+    view = call.context.manager.store.view()
+    rng = ids.seeded_rng(view.index)
+    spec = services.spec_of(call)
+    spec.name = spec.name or names.invent(rng)
+    service_id, revision_id = intents.new_ids(rng)
+    change = intents.create(
+        view, spec, service_id=service_id, revision_id=revision_id, registry_auth=services.auth_of(call),
+        now=call.context.machine.clock.now(),
+    )  # fmt: skip
+    return await _answer(call, change)
+
+
+async def plan_node(call: messages.Call) -> messages.Response:
+    """What a node with this specification would mean for tasks: drained, labelled otherwise."""
+    change = node_intents.update(
+        call.context.manager.store.view(), call.params["id"], nodes.spec_of(call), version=call.version("node"),
+        members=nodes.members(call), now=call.context.machine.clock.now(),
+    )  # fmt: skip
+    return await _answer(call, change)
+
+
+async def what_if(call: messages.Call) -> messages.Response:
+    """{"Lose": [node, ..]} or {"Add": [{"Count", "NanoCPUs", "MemoryBytes", "Labels"}, ..]}, or both."""
+    view = call.context.manager.store.view()
+    data = call.json()
+    if not isinstance(data, dict):
+        raise errors.Invalid('expected {"Lose": [..]} or {"Add": [..]}')
+    asked = {str(key).lower(): value for key, value in data.items() if value}
+    lost = [lookup.node(view, reference) for reference in _references(asked.get("lose") or [])]
+    change = whatif.lose(lost) + whatif.add(view, _additions(asked.get("add") or []))
+    if not asked.keys() & {"lose", "add"}:
+        raise errors.Invalid('nothing to lose and nothing to add: give {"Lose": [node, ..]} or {"Add": [..]}')
+    warning = whatif.quorum_lost(view, [node.id for node in lost])
+    base = call.context.manager.store.copy()
+    found = await _forecast(call, base, change)
+    if warning:
+        found.impossible = True
+        found.notes.insert(0, warning)
+    return messages.json_response(forecasts.plan(found))
+
+
+def _references(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value) or len(value) > LOSE_MAX:
+        raise errors.Invalid(f"Lose: expected a list of up to {LOSE_MAX} names or IDs of nodes")
+    return list(dict.fromkeys(value))
+
+
+def _additions(value: object) -> list[whatif.Addition]:
+    if not isinstance(value, list):
+        raise errors.Invalid("Add: expected a list")
+    found: list[whatif.Addition] = []
+    for position, each in enumerate(value):
+        path = f"Add[{position}]"
+        if not isinstance(each, dict):
+            raise errors.Invalid(f"{path}: expected an object")
+        given = {str(key).lower().replace("_", ""): item for key, item in each.items()}
+        count = given.pop("count", 1)
+        labels = given.pop("labels", None) or {}
+        size = jsonmap.from_json(pb.Resources, given, path=path)
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise errors.Invalid(f"{path}.Count: expected an integer")
+        if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
+            raise errors.Invalid(f"{path}.Labels: expected an object of strings")
+        found.append(whatif.Addition(count, size.nano_cpus, size.memory_bytes, labels))
+    return found
+
+
+async def explain(call: messages.Call) -> messages.Response:
+    """Why a service, task or node is as it is; `why_not` asks about one node."""
+    manager = call.context.manager
+    view = manager.store.view()
+    reference = call.params["id"]
+    why_not = lookup.node(view, call.text("why_not")) if call.text("why_not") else None
+    explainer = explaining.Explainer(
+        view, now=call.context.machine.clock.now(), rng=ids.seeded_rng(view.index), deciders=loops.default_deciders()
+    )
+    match call.params["kind"]:
+        case "service":
+            found = explainer.service(lookup.service(view, reference), why_not=why_not)
+        case "task":
+            found = explainer.task(_task(call, reference), why_not=why_not)
+        case "node":
+            if why_not is not None:
+                raise errors.Invalid("why_not is about a service or a task: name the node there")
+            found = explainer.node(lookup.node(view, reference))
+        case other:
+            raise errors.NotFound(f"nothing to explain about a {other}: ask about a service, task or node")
+    return messages.json_response(forecasts.explanation(found))
+
+
+def _task(call: messages.Call, reference: str) -> pb.Task:
+    """The task by its ID or full name, or the wished one of `service.slot`."""
+    view = call.context.manager.store.view()
+    try:
+        return lookup.task(view, reference)
+    except errors.NotFound:
+        name, dot, place = reference.rpartition(".")
+        for service in view.services.where("name", name.lower()) if dot else ():
+            found = [
+                task for task in view.tasks.where("service", service.id)
+                if place in ((str(task.slot),) if task.slot else (task.node_id, _hostname(call, task.node_id)))
+            ]  # fmt: skip
+            if found:
+                return max(found, key=lambda task: (task.desired_state <= pb.TASK_STATE_COMPLETE, task.version.index))
+        raise
+
+
+def _hostname(call: messages.Call, node_id: str) -> str:
+    node = call.context.manager.store.view().nodes.get(node_id)
+    return "" if node is None else node.description.hostname
+
+
+ROUTES = (
+    routing.Route("POST", "/skep/v1/services/plan", routing.Scope.READ, plan_creation),
+    routing.Route("POST", "/skep/v1/services/{id}/plan", routing.Scope.READ, plan_update),
+    routing.Route("POST", "/skep/v1/nodes/{id}/plan", routing.Scope.READ, plan_node),
+    routing.Route("POST", "/skep/v1/what-if", routing.Scope.READ, what_if),
+    routing.Route("GET", "/skep/v1/explain/{kind}/{id}", routing.Scope.READ, explain),
+)
