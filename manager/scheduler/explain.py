@@ -41,6 +41,8 @@ def _part(key: tuple[str, str], loads: list[nodes.NodeLoad], need: needs.Needs) 
             best = max(loads, key=lambda load: load.generic_free.get(detail, 0))
             free = str(max(0, best.generic_free.get(detail, 0)))
             return f"needs {dict(need.generic)[detail]} {detail}, most free is {free} on {best.name}"
+        case "plugin":
+            return f"{count} without plugin {detail}"
         case "constraint":
             return f"{count} not {detail}" if "!=" not in detail else f"{count} excluded by {detail}"
         case "platform":

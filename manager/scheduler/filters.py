@@ -1,6 +1,7 @@
 """Which nodes can take a task, and in which words one that cannot is counted.
 
-The order is that of Docker's swarm mode: ready, resources, constraints, platform, host ports, replicas per node. A
+The order is that of Docker's swarm mode: ready, resources, plugins, constraints, platform, host ports,
+replicas per node. A
 node is counted under the first that it fails.
 """
 
@@ -29,8 +30,8 @@ def unready(node: pb.Node) -> str:
 
 
 def allowed(node: pb.Node, need: needs.Needs) -> bool:
-    """Constraints and platform: what no placement changes."""
-    return constraints.matches(need.wanted, node) and _platform_fits(node, need)
+    """Plugins, constraints and platform: what no placement changes."""
+    return not missing_plugin(node, need) and constraints.matches(need.wanted, node) and _platform_fits(node, need)
 
 
 def room(load: "nodes.NodeLoad", service_id: str, need: needs.Needs) -> bool:
@@ -48,6 +49,22 @@ def room(load: "nodes.NodeLoad", service_id: str, need: needs.Needs) -> bool:
         if port in load.ports:
             return False
     return not need.max_replicas or load.services.get(service_id, 0) < need.max_replicas
+
+
+def missing_plugin(node: pb.Node, need: needs.Needs) -> str:
+    """The first plugin that the node lacks, as "rexray (Volume)"; "" when it has all.
+
+    A node whose engine reports no plugins of a kind at all is given the benefit of the doubt: its agent will tell.
+    """
+    if not need.plugins:
+        return ""
+    there: dict[str, dict[str, None]] = {}
+    for plugin in node.description.engine.plugins:
+        there.setdefault(plugin.type, {})[plugin.name.removesuffix(":latest")] = None
+    for kind, name in need.plugins:
+        if kind in there and name.removesuffix(":latest") not in there[kind]:
+            return f"{name} ({kind})"
+    return ""
 
 
 def _platform_fits(node: pb.Node, need: needs.Needs) -> bool:
@@ -72,6 +89,9 @@ def refusal(load: "nodes.NodeLoad", service_id: str, need: needs.Needs) -> tuple
     for kind, count in need.generic:
         if count > load.generic_free.get(kind, 0):
             return "generic", kind
+    lacking = missing_plugin(load.node, need)
+    if lacking:
+        return "plugin", lacking
     for constraint in need.wanted:
         if not constraints.satisfied(constraint, load.node):
             return "constraint", constraint.text

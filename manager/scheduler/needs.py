@@ -1,12 +1,14 @@
 """What the tasks of one revision ask of a node, read from its specification once."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from manager.scheduler import constraints
 from skep import errors, pb
 
 Port = tuple[int, int]  # protocol, published port
 Platform = tuple[str, str]  # operating system, architecture
+Plugin = tuple[str, str]  # type as engines report it (Volume, Log), name
 
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
 _PROTOCOL = {pb.PORT_PROTOCOL_TCP: "tcp", pb.PORT_PROTOCOL_UDP: "udp", pb.PORT_PROTOCOL_SCTP: "sctp"}
@@ -22,6 +24,7 @@ class Needs:
     ports: tuple[Port, ...] = ()
     wanted: tuple[constraints.Constraint, ...] = ()
     platforms: tuple[Platform, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     max_replicas: int = 0  # per node; 0 = no limit
     spread: tuple[str, ...] = ()  # descriptors of the preferences, outermost first
     unreadable: str = ""  # why no node can ever do: a constraint that does not parse
@@ -44,6 +47,7 @@ def of(spec: pb.ServiceSpec) -> Needs:
         ports=tuple(host_ports(spec.endpoint)),
         wanted=wanted,
         platforms=tuple(platform(wish) for wish in placement.platforms),
+        plugins=tuple(plugins(spec.task)),
         max_replicas=placement.max_replicas,
         spread=tuple(
             preference.spread.spread_descriptor
@@ -55,6 +59,27 @@ def of(spec: pb.ServiceSpec) -> Needs:
 
 
 _NOBODY = pb.Node()
+
+
+def plugins(task: pb.TaskSpec) -> list[Plugin]:
+    """The plugins of the engine that the task uses: drivers of volumes and of logs."""
+    found: dict[Plugin, None] = {}
+    for mount in task.container.mounts:
+        driver = mount.volume_options.driver_config.name
+        if mount.type == pb.MOUNT_TYPE_VOLUME and driver:
+            found["Volume", driver] = None
+    if task.log_driver.name not in {"", "none"}:
+        found["Log", task.log_driver.name] = None
+    return list(found)
+
+
+def named(resources: Iterable[pb.GenericResource]) -> dict[str, list[str]]:
+    """The names among generic resources, by kind."""
+    found: dict[str, list[str]] = {}
+    for resource in resources:
+        if resource.WhichOneof("resource") == "named":
+            found.setdefault(resource.named.kind, []).append(resource.named.value)
+    return found
 
 
 def counted(resources: pb.Resources) -> dict[str, int]:

@@ -6,7 +6,7 @@ Computed once per decision from the store, then kept up to date as the scheduler
 import dataclasses
 from collections.abc import Iterator
 
-from manager.scheduler import filters, needs
+from manager.scheduler import filters, needs, trees
 from manager.store import views
 from skep import pb, stamps
 
@@ -18,7 +18,7 @@ Kind = tuple[str, str]  # service ID, revision ID: tasks of one kind are alike
 
 @dataclasses.dataclass(slots=True, eq=False)
 class NodeLoad:
-    """One node and what is on it."""
+    """One node and what is on it. What is free is known only once the ledger has filled it in."""
 
     node: pb.Node
     order: int  # position in the store; breaks ties
@@ -30,6 +30,8 @@ class NodeLoad:
     total: int = 0  # active tasks
     services: dict[str, int] = dataclasses.field(default_factory=dict)  # active tasks by service
     bucket: int = 0  # the total under which the ledger files it
+    names_free: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of named generic resources
+    filled: bool = True
 
     @property
     def name(self) -> str:
@@ -38,23 +40,32 @@ class NodeLoad:
 
 
 class Ledger:
-    """All nodes, ordered by load. The single place where placements are counted."""
+    """All nodes, ordered by load. The single place where placements are counted.
 
-    def __init__(self, state: views.View, now: float) -> None:
+    What is on a node is looked at when somebody asks for that node, and what a service has when somebody asks for that
+    service: placing a few tasks costs little however many run already. With `eager` all of it is looked at at once.
+    """
+
+    def __init__(self, state: views.View, now: float, *, eager: bool = True) -> None:
         self._state = state
+        self._oldest = now - FAILURE_WINDOW_S
         self._needs: dict[str, needs.Needs] = {}
         self._static: dict[tuple[object, ...], dict[str, bool]] = {}
+        self._trees: dict[tuple[object, ...], trees.Tree] = {}
+        self._by_service: dict[str, dict[str, NodeLoad]] = {}
+        self._failures: dict[Kind, dict[str, int]] = {}
         self.all: dict[str, NodeLoad] = {}
-        self.by_service: dict[str, dict[str, NodeLoad]] = {}
-        self.failures: dict[Kind, dict[str, int]] = {}
-        for order, node in enumerate(state.nodes):
-            self.all[node.id] = _empty(node, order)
-        self._count_tasks(now)
         self._buckets: dict[int, dict[str, NodeLoad]] = {}
-        for load in self.all.values():
+        for order, node in enumerate(state.nodes):
+            load = self.all[node.id] = _empty(node, order, total=state.tasks.count("active", node.id))
             load.bucket = load.total
             if load.ready:
-                self._buckets.setdefault(load.total, {})[load.node.id] = load
+                self._buckets.setdefault(load.total, {})[node.id] = load
+        if eager:
+            for load in self.all.values():
+                self.fill(load)
+            for service_id in state.tasks.keys("service"):
+                self.of_service(service_id)
 
     def need_of(self, revision_id: str) -> needs.Needs:
         """What the tasks of a revision need."""
@@ -68,23 +79,45 @@ class Ledger:
             self._needs[revision_id] = known
         return known
 
-    def _count_tasks(self, now: float) -> None:
-        oldest = now - FAILURE_WINDOW_S
-        for task in self._state.tasks:
-            load = self.all.get(task.node_id)
+    def fill(self, load: NodeLoad) -> NodeLoad:
+        """The same node, with what its tasks take counted."""
+        if load.filled:
+            return load
+        load.filled = True
+        resources = load.node.description.resources
+        load.cpus_free, load.memory_free = resources.nano_cpus, resources.memory_bytes
+        load.generic_free = needs.counted(resources)
+        load.names_free = needs.named(resources.generic)
+        for task in self._state.tasks.where("node", load.node.id):
+            if pb.TASK_STATE_ASSIGNED <= task.status.state <= pb.TASK_STATE_RUNNING:
+                self._take(load, self.need_of(task.revision_id))
+                for kind, names in needs.named(task.assigned_generic).items():
+                    free = load.names_free.get(kind, [])
+                    load.names_free[kind] = [name for name in free if name not in names]
+        return load
+
+    def of_service(self, service_id: str) -> dict[str, NodeLoad]:
+        """The nodes on which the service has active tasks; counts these, and where they failed lately."""
+        known = self._by_service.get(service_id)
+        if known is not None:
+            return known
+        found = self._by_service[service_id] = {}
+        for task in self._state.tasks.where("service", service_id):
+            load = self.all.get(task.node_id) if task.node_id else None
             if load is None:
                 continue
             state = task.status.state
             if pb.TASK_STATE_ASSIGNED <= state <= pb.TASK_STATE_RUNNING:
-                self._take(load, self.need_of(task.revision_id))
                 if task.desired_state <= pb.TASK_STATE_COMPLETE:
-                    self._add(load, task.service_id)
+                    load.services[service_id] = load.services.get(service_id, 0) + 1
+                    found[task.node_id] = load
             elif state in {pb.TASK_STATE_FAILED, pb.TASK_STATE_REJECTED}:
                 status = task.status
                 when = stamps.seconds(status.applied_at if status.HasField("applied_at") else status.timestamp)
-                if when > oldest:
-                    counts = self.failures.setdefault((task.service_id, task.revision_id), {})
+                if when > self._oldest:
+                    counts = self._failures.setdefault((service_id, task.revision_id), {})
                     counts[task.node_id] = counts.get(task.node_id, 0) + 1
+        return found
 
     @staticmethod
     def _take(load: NodeLoad, need: needs.Needs) -> None:
@@ -95,15 +128,25 @@ class Ledger:
         for port in need.ports:
             load.ports[port] = None
 
-    def _add(self, load: NodeLoad, service_id: str) -> None:
-        load.total += 1
-        load.services[service_id] = load.services.get(service_id, 0) + 1
-        self.by_service.setdefault(service_id, {})[load.node.id] = load
-
     def place(self, load: NodeLoad, service_id: str, need: needs.Needs) -> None:
         """Counts one more task there. `settle` must follow before the next `ascending`."""
-        self._take(load, need)
-        self._add(load, service_id)
+        self._take(self.fill(load), need)
+        load.total += 1
+        self.of_service(service_id)[load.node.id] = load
+        load.services[service_id] = load.services.get(service_id, 0) + 1
+
+    @staticmethod
+    def claim(load: NodeLoad, need: needs.Needs) -> list[pb.GenericResource]:
+        """Which generic resources a task that was placed there gets: by name where the node has names for them."""
+        given: list[pb.GenericResource] = []
+        for kind, count in need.generic:
+            free = load.names_free.get(kind)
+            if free is None:
+                given.append(pb.GenericResource(discrete=pb.GenericResource.Discrete(kind=kind, value=count)))
+                continue
+            taken, load.names_free[kind] = free[:count], free[count:]
+            given += [pb.GenericResource(named=pb.GenericResource.Named(kind=kind, value=name)) for name in taken]
+        return given
 
     def settle(self, touched: dict[str, NodeLoad]) -> None:
         """Files the nodes under their new load."""
@@ -123,30 +166,41 @@ class Ledger:
             yield from self._buckets[total].values()
 
     def allowed(self, load: NodeLoad, need: needs.Needs) -> bool:
-        """Whether the node satisfies what no placement changes (constraints, platform); remembered."""
-        if not need.wanted and not need.platforms:
+        """Whether the node satisfies what no placement changes (constraints, platform, plugins); remembered."""
+        if not need.wanted and not need.platforms and not need.plugins:
             return True
-        known = self._static.setdefault((need.wanted, need.platforms), {})
+        known = self._static.setdefault((need.wanted, need.platforms, need.plugins), {})
         answer = known.get(load.node.id)
         if answer is None:
             answer = known[load.node.id] = filters.allowed(load.node, need)
         return answer
 
+    def tree(self, need: needs.Needs) -> "trees.Tree":
+        """The nodes that the need allows, as branches of its spread preferences; made once for equal needs."""
+        key = (need.wanted, need.platforms, need.plugins, need.spread)
+        known = self._trees.get(key)
+        if known is None:
+            loads = [load for load in self.ascending() if self.allowed(load, need)]
+            known = self._trees[key] = trees.Tree(loads, need.spread)
+        return known
+
     def failing(self, kind: Kind) -> dict[str, int]:
         """Nodes on which tasks of this kind have failed too often lately, and how often."""
-        counts = self.failures.get(kind)
+        self.of_service(kind[0])
+        counts = self._failures.get(kind)
         if not counts:
             return {}
         return {node_id: count for node_id, count in counts.items() if count >= FAILURES_MAX}
 
 
-def _empty(node: pb.Node, order: int) -> NodeLoad:
-    resources = node.description.resources
+def _empty(node: pb.Node, order: int, *, total: int) -> NodeLoad:
     return NodeLoad(
         node=node,
         order=order,
         ready=not filters.unready(node),
-        cpus_free=resources.nano_cpus,
-        memory_free=resources.memory_bytes,
-        generic_free=needs.counted(resources),
+        cpus_free=0,
+        memory_free=0,
+        generic_free={},
+        total=total,
+        filled=False,
     )

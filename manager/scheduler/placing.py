@@ -8,7 +8,7 @@ only those with some need a heap, so a group costs what it touches and not what 
 import heapq
 from collections.abc import Iterable, Iterator
 
-from manager.scheduler import constraints, filters, needs, nodes
+from manager.scheduler import filters, needs, nodes, trees
 
 Rank = tuple[int, int, int, int]
 
@@ -21,6 +21,7 @@ class Group:
         self._service_id, revision_id = kind
         self._need = ledger.need_of(revision_id)
         self._failing = ledger.failing(kind)
+        self._borrowed: list[tuple[trees.Branch, nodes.NodeLoad]] = []
 
     def place(self, count: int) -> list[nodes.NodeLoad]:
         """Nodes for up to `count` tasks, in order of preference; fewer when there is no room for all."""
@@ -36,10 +37,13 @@ class Group:
             if len(chosen) == count:
                 break
         self._ledger.settle(touched)
+        for leaf, load in self._borrowed:
+            trees.put_back(leaf, load)
         return chosen
 
     def _fits(self, load: nodes.NodeLoad) -> bool:
-        return filters.room(load, self._service_id, self._need) and self._ledger.allowed(load, self._need)
+        ledger, need = self._ledger, self._need
+        return ledger.allowed(load, need) and filters.room(ledger.fill(load), self._service_id, need)
 
     def _rank(self, load: nodes.NodeLoad) -> Rank:
         failures = self._failing.get(load.node.id, 0)
@@ -48,7 +52,7 @@ class Group:
     # Each yielded node has got its task by the time the generator goes on.
 
     def _by_load(self) -> Iterator[nodes.NodeLoad]:
-        known = dict(self._ledger.by_service.get(self._service_id, {}))
+        known = dict(self._ledger.of_service(self._service_id))
         for node_id in self._failing:
             known[node_id] = self._ledger.all[node_id]
         second: list[nodes.NodeLoad] = [load for load in known.values() if load.ready]
@@ -71,18 +75,36 @@ class Group:
             heapq.heapreplace(heap, (self._rank(load), load))
 
     def _by_preference(self) -> Iterator[nodes.NodeLoad]:
-        loads = [load for load in self._ledger.ascending() if self._ledger.allowed(load, self._need)]
-        return self._branch(loads, self._need.spread).walk()
+        tree = self._ledger.tree(self._need)
+        known: dict[int, list[nodes.NodeLoad]] = {}  # by leaf: the nodes to be ranked instead of taken as they come
+        counts: dict[int, int] = {}
+        present = self._ledger.of_service(self._service_id)
+        for node_id in dict.fromkeys([*present, *self._failing]):
+            load, path = self._ledger.all[node_id], tree.paths.get(node_id, ())
+            for branch in path:
+                counts[id(branch)] = counts.get(id(branch), 0) + load.services.get(self._service_id, 0)
+            if path:
+                known.setdefault(id(path[-1]), []).append(load)
+        return self._branch(tree.root, counts, known).walk()
 
-    def _branch(self, loads: list[nodes.NodeLoad], descriptors: tuple[str, ...]) -> "_Branch":
-        count = sum(load.services.get(self._service_id, 0) for load in loads)
-        if not descriptors:
-            return _Branch(count, self._level(loads), [])
-        by_value: dict[str, list[nodes.NodeLoad]] = {}
-        for load in loads:
-            value = constraints.attribute(descriptors[0], load.node) or ""
-            by_value.setdefault(value, []).append(load)
-        return _Branch(count, None, [self._branch(by_value[value], descriptors[1:]) for value in sorted(by_value)])
+    def _branch(
+        self, branch: trees.Branch, counts: dict[int, int], known: dict[int, list[nodes.NodeLoad]]
+    ) -> "_Branch":
+        count = counts.get(id(branch), 0)
+        if not branch.children:
+            return _Branch(count, self._leaf(branch, known.get(id(branch), [])), [])
+        return _Branch(count, None, [self._branch(child, counts, known) for child in branch.children])
+
+    def _leaf(self, leaf: trees.Branch, known: list[nodes.NodeLoad]) -> Iterator[nodes.NodeLoad]:
+        """As `_by_load`, for the nodes of one leaf."""
+        ranked = {load.node.id: None for load in known}
+        second = list(known)
+        while (load := trees.least_loaded(leaf)) is not None:
+            self._borrowed.append((leaf, load))
+            if load.node.id not in ranked and self._fits(load):
+                yield load
+                second.append(load)
+        yield from self._level(second)
 
 
 class _Branch:
@@ -119,4 +141,7 @@ class _Branch:
 
 def fits(ledger: nodes.Ledger, load: nodes.NodeLoad, service_id: str, need: needs.Needs) -> bool:
     """Whether one given node would take a task, for tasks that come with a node."""
-    return load.ready and not need.unreadable and filters.room(load, service_id, need) and ledger.allowed(load, need)
+    if not load.ready or need.unreadable or not ledger.allowed(load, need):
+        return False
+    ledger.of_service(service_id)
+    return filters.room(ledger.fill(load), service_id, need)

@@ -6,7 +6,7 @@ It writes only tasks that wait for a node. It never moves a task that has one.
 from collections.abc import Iterable
 
 from manager import plan
-from manager.scheduler import explain, filters, nodes, placing
+from manager.scheduler import explain, filters, needs, nodes, placing
 from manager.store import views, watching
 from skep import ids, pb, stamps
 
@@ -52,7 +52,7 @@ class Scheduler:
                 groups.setdefault((task.service_id, task.revision_id), []).append(task)
         if fixed or groups:
             writer = _Writer(result, now)
-            ledger = nodes.Ledger(state, now)
+            ledger = nodes.Ledger(state, now, eager=False)
             _decide_fixed(ledger, fixed, writer)
             _decide_groups(ledger, groups, writer)
         return result
@@ -68,9 +68,9 @@ def _decide_fixed(ledger: nodes.Ledger, tasks: list[pb.Task], writer: "_Writer")
         if placing.fits(ledger, load, task.service_id, need):
             ledger.place(load, task.service_id, need)
             ledger.settle({load.node.id: load})
-            writer.assign(task, load, "scheduler confirmed task can run on preassigned node")
+            writer.assign(task, load, need, "scheduler confirmed task can run on preassigned node")
         else:
-            writer.explain(task, explain.unplaced([load], task.service_id, need))
+            writer.explain(task, explain.unplaced([ledger.fill(load)], task.service_id, need))
 
 
 def _decide_groups(ledger: nodes.Ledger, groups: dict[nodes.Kind, list[pb.Task]], writer: "_Writer") -> None:
@@ -83,12 +83,12 @@ def _decide_groups(ledger: nodes.Ledger, groups: dict[nodes.Kind, list[pb.Task]]
         tasks.sort(key=lambda task: not task.replaces)
         chosen = [] if signature in hopeless else placing.Group(ledger, kind).place(len(tasks))
         for task, load in zip(tasks, chosen, strict=False):
-            writer.assign(task, load, "scheduler assigned task to node")
+            writer.assign(task, load, need, "scheduler assigned task to node")
         waiting = tasks[len(chosen) :]
         if not waiting:
             continue
         if signature not in hopeless:
-            hopeless[signature] = explain.unplaced(ledger.all.values(), kind[0], need)
+            hopeless[signature] = explain.unplaced(map(ledger.fill, ledger.all.values()), kind[0], need)
             writer.result.reasons.append(f"service {kind[0]}: {len(waiting)} tasks wait, {hopeless[signature]}")
         for task in waiting:
             writer.explain(task, hopeless[signature])
@@ -108,8 +108,10 @@ class _Writer:
         self.result.ops.append(op)
         return op.object.task
 
-    def assign(self, task: pb.Task, load: nodes.NodeLoad, message: str) -> None:
+    def assign(self, task: pb.Task, load: nodes.NodeLoad, need: needs.Needs, message: str) -> None:
         changed = self._copy(task)
+        if need.generic:
+            changed.assigned_generic.extend(nodes.Ledger.claim(load, need))
         changed.node_id = load.node.id
         changed.status.state = pb.TASK_STATE_ASSIGNED
         changed.status.message = message

@@ -88,6 +88,15 @@ class Table(Generic[R]):
         return other
 
 
+def _active(task: pb.Task) -> list[str]:
+    """The task's node while it counts as one of the node's tasks: given to it, not ended, wished."""
+    counts = (
+        pb.TASK_STATE_ASSIGNED <= task.status.state <= pb.TASK_STATE_RUNNING
+        and task.desired_state <= pb.TASK_STATE_COMPLETE
+    )
+    return [task.node_id] if counts else []
+
+
 def _spec_name(row: pb.Network | pb.Secret | pb.Config | pb.Volume) -> list[str]:
     return [row.name.lower()]
 
@@ -106,6 +115,7 @@ TASK: Schema[pb.Task] = Schema(
     {
         "service": lambda t: [t.service_id],
         "node": lambda t: [t.node_id] if t.node_id else [],
+        "active": _active,  # how many tasks load a node, without looking at them
         "slot": lambda t: [f"{t.service_id}/{t.slot or t.node_id}"],
         "revision": lambda t: [t.revision_id],
         "state": lambda t: [str(t.status.state)],
