@@ -11,7 +11,7 @@ import pytest
 
 from agent.runtime import docker
 from skep import clock, ids
-from tests.engine import dockerd
+from tests.engine import dockerd, registry
 
 HOST_VARIABLE, REQUIRED_VARIABLE = "SKEP_TEST_DOCKER_HOST", "SKEP_REQUIRE_ENGINE"
 
@@ -22,6 +22,7 @@ class Engine:
 
     socket: pathlib.Path
     own: dockerd.OwnDockerd | None
+    authority: registry.Authority | None = None  # trusted by the engine
 
     def restartable(self) -> dockerd.OwnDockerd:
         """The engine to crash and restart; skips the test where it is somebody else's."""
@@ -52,10 +53,12 @@ def engine() -> Iterator[Engine]:
             pytest.fail(f"{REQUIRED_VARIABLE}=1, but {dockerd.missing()}")
         pytest.skip(f"no container engine: {dockerd.missing()}; {HOST_VARIABLE} may name one")
     own = dockerd.OwnDockerd()
+    authority = registry.Authority()
+    own.trusted.write_bytes(authority.pem)
     try:
         own.start()
         dockerd.import_busybox(own.socket)
-        yield Engine(own.socket, own)
+        yield Engine(own.socket, own, authority)
     finally:
         own.stop()
 

@@ -68,8 +68,8 @@ def call(engine: pathlib.Path, method: str, path: str, body: Any = None) -> Any:
     return json.loads(data) if data.strip().startswith((b"{", b"[")) and b"\n{" not in data.strip() else data
 
 
-def busybox_layer() -> bytes:
-    """A root file system with nothing but a static busybox and its applets."""
+def busybox_layer(*, mark: str = "") -> bytes:
+    """A root file system with nothing but a static busybox and its applets; `mark` makes it another one."""
     binary = shutil.which("busybox", path="/bin:/usr/bin")
     if binary is None:
         raise Absent("busybox is not installed (Debian: busybox-static)")
@@ -89,6 +89,7 @@ def busybox_layer() -> bytes:
         for name, text in (
             ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"),
             ("etc/group", "root:x:0:\nextra:x:77:\nnogroup:x:65534:\n"),
+            ("etc/mark", mark),
         ):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(text), 0o644
@@ -96,13 +97,13 @@ def busybox_layer() -> bytes:
     return buffer.getvalue()
 
 
-def import_busybox(engine: pathlib.Path) -> None:
-    """Makes `skep/busybox:1` without any registry."""
-    repository, tag = BUSYBOX_IMAGE.rsplit(":", 1)
+def import_busybox(engine: pathlib.Path, *, image: str = BUSYBOX_IMAGE, mark: str = "") -> None:
+    """Makes `skep/busybox:1`, or another image, without any registry."""
+    repository, tag = image.rsplit(":", 1)
     query = urllib.parse.urlencode(
         [("fromSrc", "-"), ("repo", repository), ("tag", tag), ("changes", "ENV PATH=/bin"), ("changes", 'CMD ["sh"]')]
     )
-    call(engine, "POST", f"/images/create?{query}", busybox_layer())
+    call(engine, "POST", f"/images/create?{query}", busybox_layer(mark=mark))
 
 
 class OwnDockerd:
@@ -114,6 +115,8 @@ class OwnDockerd:
         self.socket = self.directory / "docker.sock"
         self.log = self.directory / "dockerd.log"
         self.bridge = ""  # empty: containers have no network and no ports
+        self.address = ""  # of the bridge
+        self.trusted = self.directory / "trusted.pem"  # authorities of registries; read at the first need only
         self._name = f"skt{os.getpid() % 100000:x}{int(time.monotonic() * 1000) % 4096:03x}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -137,7 +140,7 @@ class OwnDockerd:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "PATH": SEARCH_PATH}, start_new_session=True,
+                env={**os.environ, "PATH": SEARCH_PATH, "SSL_CERT_FILE": str(self.trusted)}, start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + START_S
         while not self._answers():
@@ -232,6 +235,7 @@ class OwnDockerd:
             done = subprocess.run(command, capture_output=True, check=False, env={"PATH": SEARCH_PATH})
             if done.returncode != 0:
                 return ""
+        self.address = f"{prefix}.1"
         return self._name
 
     def _remove_containers(self) -> None:

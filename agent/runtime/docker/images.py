@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 IDLE_S = 300.0  # of silence from the registry before a pull is given up
 # What an engine says when trying again cannot help. Everything else (networks, busy registries) may pass.
 HOPELESS = ("not found", "denied", "does not exist", "manifest unknown", "unauthorized", "invalid reference",
-            "no matching manifest", "no such image", "not implemented", "repository name must be")  # fmt: skip
+            "no matching manifest", "no such image", "not implemented", "repository name must be",
+            "no basic auth credentials", "authentication required")  # fmt: skip
 PASSING = ("no such host", "server misbehaving")  # a name service, not an image, that was not found
 
 

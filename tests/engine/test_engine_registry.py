@@ -1,0 +1,121 @@
+"""Images of a private registry: password, certificate of an authority of its own, digests, errors in words."""
+
+import asyncio
+import base64
+import contextlib
+import http.client
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from agent.runtime import base, docker
+from skep import pb
+from tests.agent.runtime import workloads
+from tests.engine import conftest, dockerd, registry
+
+
+def credentials(password: str = registry.PASSWORD) -> str:
+    made = {"username": registry.USER, "password": password}
+    return base64.urlsafe_b64encode(json.dumps(made).encode()).decode()
+
+
+@contextlib.contextmanager
+def serving(engine: conftest.Engine, authority: registry.Authority | None) -> Iterator[registry.OwnRegistry]:
+    if engine.own is None or authority is None:
+        pytest.skip("the engine is not ours: it would not trust the registry")
+    if not engine.own.address:
+        pytest.skip("this machine does not allow a bridge")
+    if registry.missing():
+        pytest.skip(registry.missing())
+    made = registry.OwnRegistry(engine.own.address, authority)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def private(engine: conftest.Engine) -> Iterator[registry.OwnRegistry]:
+    with serving(engine, engine.authority) as made:
+        yield made
+
+
+def push(engine: conftest.Engine, made: registry.OwnRegistry, name: str) -> str:
+    """Puts an image into the registry as NAME:1 and nowhere else; returns the reference with its digest."""
+    repository = f"{made.host}/{name}"
+    dockerd.import_busybox(engine.socket, image=f"{repository}:1", mark=name)  # layers of its own, so they are fetched
+    with contextlib.closing(dockerd.UnixConnection(engine.socket)) as connection:
+        connection.request("POST", f"/images/{repository}/push?tag=1", headers={"X-Registry-Auth": credentials()})
+        answer: http.client.HTTPResponse = connection.getresponse()
+        lines = [json.loads(line) for line in answer.read().splitlines() if line.strip()]
+    problems = [line["error"] for line in lines if "error" in line]
+    assert not problems, problems
+    digest = next(line["aux"]["Digest"] for line in lines if "Digest" in line.get("aux", {}))
+    dockerd.call(engine.socket, "DELETE", f"/images/{repository}:1")
+    return f"{repository}@{digest}"
+
+
+def task(node: conftest.Node, image: str, *, auth: str) -> base.Workload:
+    spec = pb.ContainerSpec(image=image, registry_auth=auth)
+    return workloads.workload("true", container=spec, node_id=node.node_id)
+
+
+def pulls(engine: conftest.Engine, since: float) -> list[str]:
+    filters = json.dumps({"type": ["image"], "event": ["pull"]}).replace('"', "%22").replace(" ", "")
+    raw = dockerd.call(engine.socket, "GET", f"/events?since={since:.3f}&until={time.time():.3f}&filters={filters}")
+    events = [raw] if isinstance(raw, dict) else [json.loads(line) for line in raw.splitlines() if line.strip()]
+    return [event["Actor"]["ID"] for event in events]
+
+
+def test_one_pull_by_digest_however_many_tasks_wait(node: conftest.Node, private: registry.OwnRegistry) -> None:
+    engine = node.engine
+    image = push(engine, private, "bees/app")
+
+    async def body(runtime: docker.DockerRuntime) -> None:
+        since = time.time() - 0.001
+        said: list[str] = []
+        tasks = [task(node, image, auth=credentials()) for _ in range(4)]
+        await asyncio.gather(*(runtime.prepare(each, said.append) for each in tasks))
+        assert pulls(engine, since) == [image]
+        assert any(line.startswith(f"pulling {image}: ") for line in said), said
+        await runtime.start(tasks[0])
+        assert (await workloads.phase(runtime, tasks[0].task.id, base.Phase.EXITED)).exit_code == 0
+        await runtime.prepare(task(node, image, auth=""), said.append)  # it is here: nobody is asked
+        assert pulls(engine, since) == [image]
+
+    node.run(body)
+    dockerd.call(engine.socket, "DELETE", f"/images/{image}?force=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "auth", "words"),
+    [
+        ("bees/locked", "", "no basic auth credentials"),
+        ("bees/locked", credentials("wrong"), "unauthorized"),
+        ("bees/nothing", credentials(), "not found|manifest unknown"),
+    ],
+)
+def test_refusals_are_final_and_in_words(
+    node: conftest.Node, private: registry.OwnRegistry, name: str, auth: str, words: str
+) -> None:
+    async def body(runtime: docker.DockerRuntime) -> None:
+        work = task(node, f"{private.host}/{name}:1", auth=auth)
+        with pytest.raises(base.TaskFatal, match=words) as caught:
+            await runtime.prepare(work, lambda _: None)
+        assert str(caught.value).startswith(f"cannot pull image {private.host}/{name}:1: ")
+        assert registry.PASSWORD not in str(caught.value)
+
+    node.run(body)
+
+
+def test_a_registry_whose_authority_the_engine_does_not_trust(node: conftest.Node) -> None:
+    with serving(node.engine, registry.Authority()) as stranger:
+
+        async def body(runtime: docker.DockerRuntime) -> None:
+            with pytest.raises(base.TaskTemporary, match="certificate signed by unknown authority"):
+                await runtime.prepare(task(node, f"{stranger.host}/a:1", auth=credentials()), lambda _: None)
+
+        node.run(body)
