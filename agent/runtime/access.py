@@ -37,7 +37,7 @@ class Access(Protocol):
         ...
 
     async def connect(self, task_id: str, port: int) -> Connection:
-        """A connection to a TCP port that the task listens on. Raises Unavailable when nothing does."""
+        """A connection to a TCP port that the task listens on. Raises FailedPrecondition when nothing does."""
         ...
 
 

@@ -10,6 +10,7 @@ import enum
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
+from agent.runtime import access as entering
 from skep import errors, pb, tasknames
 
 
@@ -95,6 +96,11 @@ class Runtime(Protocol):
     """A driver for one kind of container runtime. Sees only containers of its own node ID."""
 
     name: str  # "docker", "process", "memory"
+
+    @property
+    def access(self) -> entering.Access:
+        """What can be done in and with its tasks."""
+        ...
 
     async def open(self) -> None:
         """Connects. Raises Unavailable with the reason when the runtime does not answer."""

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 from collections.abc import AsyncIterator, Callable
 
-from agent.runtime import base, bell, refuse
+from agent.runtime import access, base, bell, refuse
 from skep import clock, errors, ids, pb, stamps
 
 LOG_ENTRIES_MAX = 1000  # per task
@@ -74,6 +74,7 @@ class MemoryRuntime:
         self.behaviours: dict[str, MemoryBehaviour] = {}
         self._resources = pb.Resources(nano_cpus=nano_cpus, memory_bytes=memory_bytes)
         self._entries: dict[str, _Entry] = {}
+        self.access: access.Access = access.NoAccess()
         self._prepare_failures: collections.Counter[str] = collections.Counter()
         self._bell = bell.Bell()
         self._next_pid = 1000

@@ -75,6 +75,7 @@ class AgentPart:
             managers=self._book(),
             worker=opened,
             describe=self._describe,
+            access=self._runtime.access,
             rng=self._rng,
             on_node=self._on_node,
             on_removed=self._on_removed,

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from agent.runtime import base, vault
-from agent.runtime.docker import client, events, images, logs, spec
+from agent.runtime.docker import access, client, events, images, logs, spec
 from skep import clock, errors, ids, pb
 
 log = structlog.get_logger(__name__)
@@ -60,6 +60,7 @@ class DockerRuntime:
         self._images = images.Images(self._engine)
         self._vault = vault.Vault(node_id=node_id)
         self._containers: dict[str, str] = {}  # task ID -> container ID
+        self.access = access.DockerAccess(self._engine, self._inspect)
 
     async def open(self) -> None:
         """Connects. Raises Unavailable (EngineAway) with the reason."""

@@ -19,7 +19,7 @@ import structlog
 
 from agent.network import ports
 from agent.runtime import base, bell, refuse, vault
-from agent.runtime.process import cgroups, files, health, leftovers, logs, proof, spec, watch
+from agent.runtime.process import access, cgroups, files, health, leftovers, logs, proof, spec, watch
 from skep import clock, errors, ids, pb
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,7 @@ class ProcessRuntime:
         self._cgroups = cgroups.Cgroups(node_id=node_id)
         self._vault = vault.Vault(node_id=node_id)
         self._watcher = watch.Watcher(self._supervisor_ended)
+        self.access = access.ProcessAccess(directory=self._directory, ended=self._watcher.wait, clock=clock)
         self._checkers: dict[str, health.Checker] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._background: set[asyncio.Task[None]] = set()
