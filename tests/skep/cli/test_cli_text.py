@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skep.cli import text
+from skep.cli import tasks, text
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,10 @@ def test_sizes_and_cpus() -> None:
     assert [text.size(each) for each in (0, 512, 512 << 20, 3 << 29)] == ["0B", "512B", "512MiB", "1.5GiB"]
     assert [text.cpus(each) for each in (5 * 10**8, 2 * 10**9, 0)] == ["0.5", "2", "0"]
     assert text.shorten("abcdef", 4) == "abc…"
+
+
+def test_the_places_of_a_job_count_from_zero() -> None:
+    names = {"s": "batch"}
+    assert tasks.name_of({"ServiceID": "s", "Slot": 0, "NodeID": "n1"}, names) == "batch.0"
+    assert tasks.name_of({"ServiceID": "s", "NodeID": "n1"}, names) == "batch.n1"
+    assert tasks.name_of({"ServiceID": "s"}, names) == "batch"
