@@ -21,7 +21,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
-Keys = Callable[[R], Iterable[str]]
+Keys = Callable[[R], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Table(Generic[R]):
         """Stores `row`, returns the row it replaced."""
         old = self.rows.get(row.id)
         for name, keys in self.schema.indexes.items():
-            new_keys = list(keys(row))
+            new_keys = keys(row)
             index = self.indexes[name]
             if old is not None:
-                old_keys = list(keys(old))
+                old_keys = keys(old)
                 if old_keys == new_keys:
                     continue
                 self._unlink(index, old_keys, row.id)
