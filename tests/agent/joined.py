@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from agent import managers, session, worker
-from agent.runtime import memory
+from agent.runtime import access, memory
 from agent.tasks import record
 from manager.dispatcher import dispatcher
 from manager.store import commit, ops, store
@@ -149,6 +149,7 @@ class Agent:
         self.record = record.Record(record.IN_MEMORY)
         self.book = managers.ManagerBook(None, seeds=seeds)
         self.nodes: list[pb.Node] = []
+        self.access: access.Access = access.NoAccess()  # tests put theirs here before `start`
         self._running: asyncio.Task[None] | None = None
         self.worker = self._worker()
         self.session = self._session()
@@ -163,6 +164,7 @@ class Agent:
             worker=self.worker,
             describe=self.describe,
             rng=self._rng,
+            access=self.access,
             on_node=self.nodes.append,
         )
 
