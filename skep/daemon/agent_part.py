@@ -89,10 +89,10 @@ class AgentPart:
         self._worker = None
         self._session = None
 
-    def retry_now(self) -> None:
-        """The managers answer again, as far as this machine knows."""
+    def retry_now(self, addr: str) -> None:
+        """The manager at `addr` leads, as far as this machine knows."""
         if self._session is not None:
-            self._session.retry_now()
+            self._session.retry_now(addr)
 
     async def remove_tasks(self) -> None:
         """Stops and removes every task of this node, whether the agent runs or not."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import prometheus_client
@@ -17,7 +17,7 @@ import structlog
 from manager.ca import authority, membership_client
 from manager.http import api, backend, server
 from skep import clock, errors, ids, pb
-from skep.daemon import agent_part, manager_keeper, manager_part, settings
+from skep.daemon import agent_part, background, manager_keeper, manager_part, settings
 from skep.security import datakey, enroll, files, renewal, tls
 from skep.security import identity as identities
 
@@ -52,7 +52,7 @@ class Daemon:
         self._agent: agent_part.AgentPart | None = None
         self._changing = asyncio.Lock()
         self._error = ""
-        self._background: dict[asyncio.Task[None], None] = {}
+        self._background = background.Background()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._front = api.Api(self, registry=self._registry)
         self._server = server.HttpServer(self._front, config.socket)
@@ -79,7 +79,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Goes on where this machine was, and opens the API."""
-        self._prepare_state_dir()
+        settings.prepare(self._config.state_dir)
         try:
             self._identity = files.load(self._config.identity_dir, now=self.clock.now())
         except errors.Denied as error:
@@ -110,15 +110,6 @@ class Daemon:
             await agent.remove_tasks()
         finally:
             await agent.stop()
-
-    def _prepare_state_dir(self) -> None:
-        try:
-            self._config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise errors.FailedPrecondition(
-                f"cannot use the state directory {self._config.state_dir}: {error.strerror}. Run as root, or choose "
-                "another with --state-dir"
-            ) from error
 
     async def _resume(self, place: settings.Membership) -> None:
         now = settings.moved(place, listen_addr=self._config.listen_addr, advertise_addr=self._config.advertise_addr)
@@ -155,8 +146,8 @@ class Daemon:
             await agent.stop()
             raise
         self._agent = agent
-        self._spawn(self._renewer.run(), name="daemon.renewal")
-        self._spawn(self._keeper.run(), name="daemon.role")
+        self._background.spawn(self._renewer.run(), name="daemon.renewal")
+        self._background.spawn(self._keeper.run(), name="daemon.role")
 
     def _node_changed(self, node: pb.Node) -> None:
         """What the leader says of this node: above all its role."""
@@ -169,33 +160,18 @@ class Daemon:
         self._error = REMOVED.format(reason=reason)
         log.error("daemon.removed_from_cluster", reason=self._error)
         if self._agent is not None:
-            self._spawn(self._agent.remove_tasks(), name="daemon.removed")
+            self._background.spawn(self._agent.remove_tasks(), name="daemon.removed")
 
     def _fail(self, error: errors.SkepError) -> None:
         if not self._failure.done():
             self._failure.set_exception(error)
 
     async def _stop_parts(self) -> None:
-        for task in list(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.stop()
         agent, self._agent = self._agent, None
         if agent is not None:
             await agent.stop()
         await self._keeper.stop()
-
-    def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
-        """Runs `work` beside everything else; an error ends it with a line in the log."""
-
-        async def guarded() -> None:
-            try:
-                await work
-            except errors.SkepError as error:
-                log.error("daemon.background_failed", name=name, reason=error.message)
-
-        task = asyncio.create_task(guarded(), name=name)
-        self._background[task] = None
-        task.add_done_callback(lambda done: self._background.pop(done, None))
 
     def _save_identity(self, identity: identities.Identity) -> None:
         """A renewed certificate, with a new key. A crash after any of the steps leaves something to start from."""
@@ -299,7 +275,7 @@ class Daemon:
             place.save(self._config.membership_file)
             manager = await self._keeper.rebuild(place)
             if self._agent is not None:
-                self._agent.retry_now()  # before the new leader counts this node as down
+                self._agent.retry_now(place.advertise_addr)  # before the new leader counts this node as down
         return manager.node_id
 
     def _choose_addresses(self, request: backend.InitRequest | backend.JoinRequest) -> settings.Membership:
@@ -338,9 +314,7 @@ class Daemon:
         if self._keeper.part is not None and not force:
             raise errors.Unavailable(LAST_MANAGER)
         async with self._changing:
-            for task in list(self._background):  # above all the one that would see us removed
-                task.cancel()
-            await asyncio.gather(*self._background, return_exceptions=True)
+            await self._background.stop()  # above all what would see us removed
             if self._identity is not None:
                 await self._say_goodbye(force=force)
             agent = self._agent

@@ -12,7 +12,7 @@ import prometheus_client
 import structlog
 
 from manager import loops
-from manager.ca import authority, membership, membership_client, recovery, roles, service
+from manager.ca import authority, membership, membership_client, recovery, service
 from manager.dispatcher import channels, dispatcher, logs
 from manager.dispatcher import metrics as dispatcher_metrics
 from manager.dispatcher import service as dispatcher_service
@@ -22,7 +22,7 @@ from manager.raft import disk, grpc_transport, node, rebuild
 from manager.raft import log as raft_log
 from manager.store import commit, store
 from skep import clock, errors, ids, pb
-from skep.daemon import settings
+from skep.daemon import leading, settings
 from skep.security import datakey, tls
 from skep.security import identity as identities
 from skep.v1 import ca_pb2_grpc, dispatcher_pb2_grpc
@@ -31,7 +31,6 @@ log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 1.0  # for calls in hand when the servers stop
 LEAD_TIMEOUT_S = 15.0  # for the founder; an election of one takes a second
-LEAD_RETRY_S = 0.2  # before leading again when leading ended although the lead was not lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,6 @@ class ManagerPart:
         self._clock = time
         self._rng = rng
         self._stack = contextlib.AsyncExitStack()
-        self._leadership = asyncio.Event()
         self._changing = asyncio.Lock()  # who changes the group
         self._told: dict[str, str] = {}  # the members that agents were told of
         self._channels: dict[str, tuple[identities.Identity, grpc.aio.Channel]] = {}
@@ -122,9 +120,19 @@ class ManagerPart:
             await self._serve(transport, self._dispatcher)
             await self._raft.start()
             self._stack.push_async_callback(self._raft.stop)
+            lead = leading.Leading(
+                raft=self._raft,
+                state=self.store,
+                sessions=self._dispatcher,
+                changing=self._changing,
+                metrics=self._metrics.loop,
+                time=self._clock,
+                rng=self._rng,
+            )
+            self._raft.subscribe(lead.look)
             self._raft.subscribe(self._raft_moved)
-            following = asyncio.create_task(self._follow_leadership(), name="manager.leadership")
-            self._stack.push_async_callback(_cancelled, following)
+            following = asyncio.create_task(lead.run(), name="manager.leadership")
+            self._stack.push_async_callback(leading.cancelled, following)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -169,19 +177,18 @@ class ManagerPart:
 
     async def ended(self) -> End:
         """Waits for something that ends this manager part for good."""
-        failed = asyncio.ensure_future(asyncio.shield(self._raft.failure))
+        moved = asyncio.Event()
+        unsubscribe = self._raft.subscribe(moved.set)
         try:
-            while not self._raft.removed:
-                changed = asyncio.ensure_future(self._raft_changed())
-                either: list[asyncio.Future[Any]] = [failed, changed]
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                if failed.done():
-                    error = failed.result()
-                    reason = f"{error} (log in {self._config.raft_dir})"
-                    return End(removed=False, reason=reason, disk=isinstance(error, OSError))
+            while not self._raft.removed and not self._raft.failure.done():
+                moved.clear()
+                await moved.wait()
         finally:
-            failed.cancel()
+            unsubscribe()
+        if self._raft.failure.done():
+            error = self._raft.failure.result()
+            reason = f"{error} (log in {self._config.raft_dir})"
+            return End(removed=False, reason=reason, disk=isinstance(error, OSError))
         return End(removed=True, reason="this manager was removed from the cluster")
 
     async def _raft_changed(self) -> None:
@@ -193,7 +200,6 @@ class ManagerPart:
             unsubscribe()
 
     def _raft_moved(self) -> None:
-        self._leadership.set()
         members = self._raft.members()
         if members != self._told and self._dispatcher is not None:
             self._told = members
@@ -329,63 +335,6 @@ class ManagerPart:
         await server.start()
         self._stack.push_async_callback(server.stop, STOP_GRACE_S)
 
-    # ---------------------------------------------------------------- leading
-
-    async def _follow_leadership(self) -> None:
-        """Dispatcher and deciders run exactly while this manager leads."""
-        while True:
-            self._leadership.clear()
-            if self._raft.is_leader:
-                await self._while_leading()
-            else:
-                await self._leadership.wait()
-
-    async def _while_leading(self) -> None:
-        assert self._dispatcher is not None
-        log.info("manager.leading", term=self._raft.term)
-        deciding = asyncio.create_task(self._decide(), name="manager.deciders")
-        following_roles = asyncio.create_task(self._follow_roles(), name="manager.roles")
-        try:
-            await self._dispatcher.start()
-            while self._raft.is_leader:
-                self._leadership.clear()
-                waiting = asyncio.ensure_future(self._leadership.wait())
-                await asyncio.wait({deciding, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                if deciding.done():
-                    await asyncio.sleep(LEAD_RETRY_S)
-                    deciding = asyncio.create_task(self._decide(), name="manager.deciders")
-        finally:
-            await _cancelled(deciding)
-            await _cancelled(following_roles)
-            await self._dispatcher.stop()
-            log.info("manager.following", term=self._raft.term, leader=self._raft.leader_id)
-
-    async def _follow_roles(self) -> None:
-        loop = roles.RoleLoop(
-            state=self.store, committer=self._raft, group=self._raft, changing=self._changing, own_id=self.node_id
-        )
-        while True:
-            try:
-                await loop.run()
-            except Exception:
-                log.exception("manager.roles_crashed")
-            await asyncio.sleep(LEAD_RETRY_S)
-
-    async def _decide(self) -> None:
-        loop = loops.LeaderLoop(
-            store=self.store,
-            committer=self._raft,
-            deciders=loops.default_deciders(),
-            clock=self._clock,
-            rng=self._rng,
-            metrics=self._metrics.loop,
-        )
-        try:
-            await loop.run()
-        except errors.Unavailable as error:
-            log.info("manager.deciders_stopped", reason=error.message)
-
 
 def open_log(config: settings.Settings, identity: identities.Identity, *, rng: ids.Rng) -> raft_log.DurableLog:
     """This machine's log, not loaded yet, with the key that opens it.
@@ -418,8 +367,3 @@ async def make_alone(
 
     rebuilt = await asyncio.to_thread(rewrite)
     log.warning("manager.log_rebuilt", last_index=rebuilt.last_index, left_behind=sorted(rebuilt.others))
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

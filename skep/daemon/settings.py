@@ -76,6 +76,17 @@ class Membership:
             raise errors.Bug(f"{path} cannot be read ({error}): leave the cluster and join again") from error
 
 
+def prepare(state_dir: pathlib.Path) -> None:
+    """Makes the state directory. Raises FailedPrecondition when this user may not."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise errors.FailedPrecondition(
+            f"cannot use the state directory {state_dir}: {error.strerror}. Run as root, or choose another with "
+            "--state-dir"
+        ) from error
+
+
 def split_addr(addr: str, *, default_port: int) -> tuple[str, int]:
     """'host', 'host:port' or '[v6]:port' as (host, port). Raises Invalid."""
     host, port = addr, str(default_port)
