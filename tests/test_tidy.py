@@ -59,7 +59,10 @@ def test_no_python_in_proto() -> None:
 def test_tests_wait_on_conditions_and_do_not_sleep() -> None:
     hoping: list[str] = []
     for path in sources("tests"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        if "virtual_time" in text or "simulation" in path.parts:  # there a sleep takes no time and hopes for nothing
+            continue
+        for node in ast.walk(ast.parse(text)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "sleep"):
                 continue
             if node.args and isinstance(node.args[0], ast.Constant):
