@@ -18,7 +18,8 @@ class ManagerBook:
     def __init__(self, path: pathlib.Path | None, *, seeds: Iterable[str] = ()) -> None:
         """Reads `path`; `seeds` count while it holds nothing. None keeps the addresses in memory only."""
         self._path = path
-        self._addresses = _read(path) or _clean(seeds)
+        self._written = _read(path)
+        self._addresses = self._written or _clean(seeds)
 
     def addresses(self) -> list[str]:
         """The addresses to try."""
@@ -27,11 +28,12 @@ class ManagerBook:
     def replace(self, addresses: Iterable[str]) -> None:
         """Takes a new list and writes it down; an empty one is ignored, as it would cut the agent off."""
         fresh = _clean(addresses)
-        if not fresh or fresh == self._addresses:
+        if not fresh:
             return
         self._addresses = fresh
-        if self._path is not None:
+        if self._path is not None and fresh != self._written:  # seeds that turn out right are worth keeping, too
             _write(self._path, fresh)
+            self._written = fresh
 
 
 def _clean(addresses: Iterable[str]) -> list[str]:

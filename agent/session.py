@@ -107,15 +107,17 @@ class AgentSession:
         finally:
             self._worker.listen(None)
 
-    def retry_now(self) -> None:
-        """There is reason to believe that a manager answers now: a pause between two attempts ends."""
+    def retry_now(self, addr: str) -> None:
+        """There is reason to believe that the manager at `addr` answers now: it is tried next, without a pause."""
+        self._candidates = [addr]
+        self._retry.reset()
         self._hurry.set()
 
     async def _pause(self) -> None:
-        self._hurry.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._retry.next_s()):
                 await self._hurry.wait()
+        self._hurry.clear()
 
     def _ended(self, addr: str, error: Exception) -> None:
         self.error = str(error) or type(error).__name__

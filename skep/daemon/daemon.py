@@ -117,7 +117,7 @@ class Daemon:
             log.info("daemon.moved", addr=now.advertise_addr, before=place.advertise_addr, listen=now.listen_addr)
             now.save(self._config.membership_file)
         await self._keeper.resume(now)
-        await self._start_agent(now)
+        await self._start_agent(now, list(now.members.values()))
 
     # ---------------------------------------------------------------- parts
 

@@ -30,3 +30,9 @@ def test_pauses_grow_to_a_limit_and_start_over() -> None:
     assert [round(pauses.next_s(), 3) for _ in range(8)] == [0.1, 0.3, 0.7, 1.5, 3.1, 6.3, 8.0, 8.0]
     pauses.reset()
     assert round(pauses.next_s(), 3) == 0.1
+
+
+def test_seeds_that_the_managers_confirm_are_there_after_a_restart(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "managers.json"
+    managers.ManagerBook(path, seeds=["a:1", "b:1"]).replace(["a:1", "b:1"])
+    assert managers.ManagerBook(path, seeds=["elsewhere:1"]).addresses() == ["a:1", "b:1"]
