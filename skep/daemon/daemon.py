@@ -316,22 +316,12 @@ class Daemon:
         async with self._changing:
             await self._background.stop()  # above all what would see us removed
             if self._identity is not None:
-                await self._say_goodbye(force=force)
+                await _say_goodbye(tls.dialler(self._present_identity), self._known_managers(), force=force)
             agent = self._agent
             if agent is not None:
                 await agent.remove_tasks()
             await self._forget()
         log.info("cluster.left")
-
-    async def _say_goodbye(self, *, force: bool) -> None:
-        try:
-            await membership_client.leave_cluster(
-                tls.dialler(self._present_identity), self._known_managers(), patience_s=LEAVE_PATIENCE_S
-            )
-        except errors.SkepError as error:
-            if not force:
-                raise
-            log.warning("cluster.left_without_goodbye", reason=error.message)
 
     @contextlib.asynccontextmanager
     async def _change(self) -> Any:
@@ -362,3 +352,13 @@ class Daemon:
         self._config.membership_file.unlink(missing_ok=True)
         self._identity = None
         self._error = ""
+
+
+async def _say_goodbye(dial: tls.Dial, managers: Sequence[str], *, force: bool) -> None:
+    """Tells the cluster that this node leaves; with `force` it leaves unheard too."""
+    try:
+        await membership_client.leave_cluster(dial, managers, patience_s=LEAVE_PATIENCE_S)
+    except errors.SkepError as error:
+        if not force:
+            raise
+        log.warning("cluster.left_without_goodbye", reason=error.message)
