@@ -6,6 +6,7 @@ import contextlib
 import pytest
 
 from manager.ca import membership, membership_client
+from manager.store import ops
 from skep import errors, pb
 from skep.security import identity as identities
 from skep.security import tls
@@ -190,3 +191,18 @@ def test_without_a_leader_the_call_gives_up_in_time() -> None:
 )
 def test_advertised(given: str, expected: str) -> None:
     assert membership.advertised(given, observed="10.9.9.9") == expected
+
+
+def test_a_manager_that_is_being_demoted_cannot_come_back_in() -> None:
+    async def main() -> None:
+        async with harness.site() as site:
+            manager = await site.admit(role=pb.NODE_ROLE_MANAGER)
+            node = pb.Node()
+            node.CopyFrom(site.node(manager.node_id))
+            node.spec.role = pb.NODE_ROLE_WORKER  # wished, not carried out yet; its certificate says manager for long
+            await site.leader.committer.commit([ops.update(node)])
+            with pytest.raises(errors.Denied, match="is not a manager any more"):
+                await membership_client.join_raft(dial(manager), [site.leader.cluster_addr], own_addr="127.0.0.1:1")
+            assert manager.node_id not in site.shared.members
+
+    harness.run(main)
