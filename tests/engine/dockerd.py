@@ -100,10 +100,16 @@ def busybox_layer(*, mark: str = "") -> bytes:
 def import_busybox(engine: pathlib.Path, *, image: str = BUSYBOX_IMAGE, mark: str = "") -> None:
     """Makes `skep/busybox:1`, or another image, without any registry."""
     repository, tag = image.rsplit(":", 1)
+    if "." not in repository.partition("/")[0]:
+        repository = f"docker.io/{repository}"  # Docker's short name; Podman's would be localhost/..
     query = urllib.parse.urlencode(
         [("fromSrc", "-"), ("repo", repository), ("tag", tag), ("changes", "ENV PATH=/bin"), ("changes", 'CMD ["sh"]')]
     )
     call(engine, "POST", f"/images/create?{query}", busybox_layer(mark=mark))
+    try:
+        call(engine, "GET", f"/images/{image}/json")
+    except RuntimeError:  # Podman does not mind the tag
+        call(engine, "POST", f"/images/{repository}:latest/tag?repo={repository}&tag={tag}")
 
 
 class OwnDockerd:

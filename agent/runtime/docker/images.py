@@ -101,6 +101,9 @@ class Images:
             return False
         except errors.Invalid as error:
             raise base.TaskFatal(f"image {image}: {error}") from error
+        except client.EngineFailed as error:  # Podman, of names that cannot be
+            kind = base.TaskFatal if hopeless(str(error)) else base.TaskTemporary
+            raise kind(f"image {image}: {error}") from error
         return True
 
     async def _pull(self, image: str, auth: str) -> None:
