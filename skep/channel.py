@@ -151,13 +151,13 @@ class Channel:
     def next(self) -> tuple[pb.ChannelFrame | None, bool]:
         """The next frame of this channel, and whether there are more."""
         frame: pb.ChannelFrame | None = None
-        if self._out:
+        if self._size is not None and not (self._out and self._out[0].HasField("open")):
+            frame, self._size = pb.ChannelFrame(resize=self._size), None
+        elif self._out:
             frame = self._out.popleft()
             if frame.HasField("data"):
                 self._sending = False
                 self._moved.set()
-        elif self._size is not None:
-            frame, self._size = pb.ChannelFrame(resize=self._size), None
         if frame is not None:
             frame.id = self.id
         return frame, bool(self._out) or self._size is not None
