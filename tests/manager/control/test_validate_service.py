@@ -99,10 +99,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (spec(Mode={"Replicated": {"Replicas": 10**7}}), "Mode.Replicated.Replicas: 10000000 is more than the 1000000"),
     (spec(**{C + "Labels": {"a": "b" * 2_000_000}}), "the specification has "),
 ]
-REFUSED += [
-    (spec(Mode=mode, UpdateConfig={"Parallelism": 1}), "Jobs may not have an update config")
-    for mode in ({"GlobalJob": {}}, {"ReplicatedJob": {}})
-]
+JOBS: list[dict[str, Any]] = [{"GlobalJob": {}}, {"ReplicatedJob": {}}]
+REFUSED += [(spec(Mode=mode, UpdateConfig={"Parallelism": 1}), "Jobs may not have an update config") for mode in JOBS]
 REFUSED += [
     (spec(Mode={"ReplicatedJob": {"TotalCompletions": 2_000_000}}), "Mode.ReplicatedJob.TotalCompletions: 2000000 is"),
     (spec(Mode={"ReplicatedJob": {"MaxConcurrent": 2_000_000}}), "Mode.ReplicatedJob."),
@@ -129,7 +127,8 @@ ACCEPTED = [
     spec(EndpointSpec={"Ports": [
         {"TargetPort": 53, "PublishedPort": 53, "PublishMode": "host", "Protocol": name} for name in ("tcp", "udp")
     ]}),
-    *(spec(Mode=mode) for mode in ({"Global": {}}, {"ReplicatedJob": {}}, {"GlobalJob": {}})),
+    *(spec(Mode=mode) for mode in JOBS),
+    spec(Mode={"Global": {}}),
     spec(TaskTemplate__Placement={"Constraints": ["node.role==worker"]}),
     spec(TaskTemplate__Placement={"Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.a"}}]}),
     spec(TaskTemplate__Resources={"Limits": {"NanoCPUs": 1_000_000, "MemoryBytes": 4 << 20}, "Reservations": {}}),
