@@ -58,7 +58,12 @@ def _service(service: forecast.ServiceForecast, names: dict[str, str], limit: in
 
 
 def _outcome(outcome: forecast.Outcome, names: dict[str, str]) -> Json:
-    shown: Json = {"Slot": outcome.slot, "Action": outcome.action.value, "TaskID": outcome.task_id}
+    shown: Json = {
+        "Slot": outcome.slot,
+        "Place": outcome.place,
+        "Action": outcome.action.value,
+        "TaskID": outcome.task_id,
+    }
     for key, node_id in (("From", outcome.source), ("To", outcome.target)):
         shown[key] = node_id
         shown[f"{key}Name"] = names.get(node_id, node_id)

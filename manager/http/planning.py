@@ -14,7 +14,7 @@ from manager.control import services as intents
 from manager.http import forecasts, messages, nodes, routing, services
 from manager.planning import explaining, forecast, whatif
 from manager.store import store
-from skep import errors, ids, jsonmap, pb
+from skep import errors, ids, jsonmap, pb, tasknames
 
 AT_ONCE_MAX = 2  # plans being worked out; who comes later is asked to come again
 LOSE_MAX = 1000  # nodes in one question
@@ -158,7 +158,7 @@ def _task(call: messages.Call, reference: str) -> pb.Task:
         for service in view.services.where("name", name.lower()) if dot else ():
             found = [
                 task for task in view.tasks.where("service", service.id)
-                if place in ((str(task.slot),) if task.slot else (task.node_id, _hostname(call, task.node_id)))
+                if place == tasknames.place(task) or (not task.slot and place == _hostname(call, task.node_id))
             ]  # fmt: skip
             if found:
                 return max(found, key=lambda task: (task.desired_state <= pb.TASK_STATE_COMPLETE, task.version.index))

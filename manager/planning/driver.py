@@ -8,16 +8,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from manager import plan
+from manager.orchestrator import tasks
 from manager.planning import agents
 from manager.store import store, views, watching
 from skep import errors, ids, pb, stamps
 
 HORIZON_S = 24 * 3600.0  # what waits for longer is not waited for
-IDLE_WAKES_MAX = 50  # moments in a row at which nothing was to be done after all
+IDLE_WAKES_MAX = 2000  # moments in a row at which nothing was to be done after all
 PASSES_MAX = 100  # of all deciders without anything from outside: beyond that they quarrel, which is a bug
 ROWS_MAX = 10_000_000  # rows looked at, roughly: bounds the time that a plan may take to some seconds
 ROUNDS_MIN, ROUNDS_MAX = 50, 20_000
 WATCH_MAX = 10_000_000  # changes between two looks: never lags
+_PENDING = str(pb.TASK_STATE_PENDING)
 NOT_AWAITED = frozenset({"reaper"})  # deciders whose due moments change nothing that a plan tells of
 
 
@@ -73,6 +75,7 @@ class Driver:
         self.now = now
         self.complete = True  # False: cut short, the outcome is only a part
         self.active = False  # something was decided or reported
+        self.stuck: dict[str, tuple[str, str]] = {}  # slot: task that had no node when only time could help, and why
         self._started = now
         self._rng = rng
         self.observe: Callable[[], None] = lambda: None  # called when the managers rest, before the agents act
@@ -113,10 +116,11 @@ class Driver:
                 idle = 0
                 continue
             due = self._next_due()
-            idle += 1
-            if due is None or idle > IDLE_WAKES_MAX:
+            if due is None:
                 return
-            if due > self._started + HORIZON_S:
+            self._note_stuck()
+            idle += 1
+            if idle > IDLE_WAKES_MAX or due > self._started + HORIZON_S:
                 self.complete = False
                 return
             self.now = max(self.now, due)
@@ -170,6 +174,11 @@ class Driver:
         self.apply(found)
         self.active = True
         return True
+
+    def _note_stuck(self) -> None:
+        for task in self.store.view().tasks.where("state", _PENDING):
+            if tasks.runnable(task) and task.status.err:
+                self.stuck[tasks.slot_key(task)] = (task.id, task.status.err)
 
     def _next_due(self) -> float | None:
         times = [

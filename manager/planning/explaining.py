@@ -11,7 +11,7 @@ from manager.orchestrator import dirty, starting, tasks
 from manager.planning import rules
 from manager.scheduler import explain, needs, nodes
 from manager.store import views
-from skep import ids, jsonmap, pb, stamps
+from skep import ids, jsonmap, pb, stamps, tasknames
 
 TASKS_MAX = 200  # waiting tasks that are explained one by one
 _PAUSED = (pb.UPDATE_STATE_PAUSED, pb.UPDATE_STATE_ROLLBACK_PAUSED)
@@ -225,7 +225,9 @@ class Explainer:
             if other.id != task.replaces or tasks.ended(other) or tasks.lost(self._state.nodes.get(other.node_id)):
                 continue
             words = f"task {other.id} on {self._node_name(other.node_id)}, which it replaces, to stop"
-            found.append(Wait(name, words, tasks.created_at(task) + starting.PATIENCE_S))
+            # One that has not been told to may stop whenever its successor is ready to take over.
+            told_at = max(tasks.created_at(task), stamps.seconds(other.updated_at))
+            found.append(Wait(name, words, None if tasks.runnable(other) else told_at + starting.PATIENCE_S))
         return found
 
     # ---------------------------------------------------------------- services
@@ -257,7 +259,7 @@ class Explainer:
 
 
 def _name(task: pb.Task) -> str:
-    return f"{task.service_name}.{task.slot or task.node_id}"
+    return f"{task.service_name}.{tasknames.place(task)}"
 
 
 def _fix(verdicts: Sequence[Verdict]) -> str:

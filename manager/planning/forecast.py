@@ -11,7 +11,7 @@ from manager import plan
 from manager.orchestrator import dirty, tasks
 from manager.planning import driver, fields
 from manager.store import store, views
-from skep import ids, pb, stamps
+from skep import ids, pb, stamps, tasknames
 
 
 class Action(enum.Enum):
@@ -41,6 +41,7 @@ class Outcome:
 
     service_id: str
     slot: int
+    place: str  # the slot as people write it, or the node
     action: Action
     task_id: str = ""  # the task there now
     source: str = ""  # its node's ID
@@ -108,7 +109,7 @@ def simulate(
     run.observe = running.look
     run.run()
     after = _Picture(run.store.view())
-    known = {} if at_rest else _by_slot(_outcomes(before, _Picture(idle.store.view()), targets={}))
+    known = {} if at_rest else _by_slot(_outcomes(before, _Picture(idle.store.view()), targets={}, stuck=idle.stuck))
     targets = _services_in(change)
     forecast = Forecast(
         services=[],
@@ -119,7 +120,7 @@ def simulate(
         at_rest=at_rest,
         complete=run.complete,
     )
-    found = _outcomes(before, after, targets=targets)
+    found = _outcomes(before, after, targets=targets, stuck=run.stuck)
     for service_id, outcomes in found.items():
         # What would happen anyway is not this change's doing.
         own = [
@@ -203,7 +204,9 @@ def _node_tasks(before: _Picture, after: _Picture) -> dict[str, tuple[int, int]]
     return {node_id: (old, new) for node_id, (old, new) in counts.items()}
 
 
-def _outcomes(before: _Picture, after: _Picture, *, targets: dict[str, None]) -> dict[str, list[Outcome]]:
+def _outcomes(
+    before: _Picture, after: _Picture, *, targets: dict[str, None], stuck: dict[str, tuple[str, str]]
+) -> dict[str, list[Outcome]]:
     found: dict[str, list[Outcome]] = {}
     for service_id in dict.fromkeys([*before.slots, *after.slots, *targets]):
         old, new = before.slots.get(service_id, {}), after.slots.get(service_id, {})
@@ -211,7 +214,7 @@ def _outcomes(before: _Picture, after: _Picture, *, targets: dict[str, None]) ->
         comparison = dirty.Comparison(after.view, service) if service is not None and service_id in targets else None
         outcomes = []
         for key in dict.fromkeys([*old, *new]):
-            outcome = _Slot(before, after, old.get(key, []), new.get(key, []), comparison).outcome()
+            outcome = _Slot(before, after, old.get(key, []), new.get(key, []), comparison, stuck.get(key)).outcome()
             if outcome is not None:
                 outcomes.append(outcome)
         outcomes.sort(key=lambda each: (each.slot, each.source or each.target))
@@ -233,10 +236,12 @@ class _Slot:
         old: list[pb.Task],
         new: list[pb.Task],
         comparison: dirty.Comparison | None,
+        stuck: tuple[str, str] | None,
     ) -> None:
         self._before, self._after = before, after
         self._old, self._new = old, new
         self._comparison = comparison
+        self._stuck = stuck
 
     def outcome(self) -> Outcome | None:
         """What becomes of the slot; None when there is nothing to tell."""
@@ -252,6 +257,9 @@ class _Slot:
             return None if here is None else self._of(here, None, Action.REMOVED)
         kept = next((task for task in reversed(self._new) if task.id in known and _placed(known[task.id])), None)
         if kept is not None:
+            if self._stuck is not None and self._stuck[0] not in known:
+                # Its successor had no place, and was given up.
+                return self._of(kept, kept, Action.INFEASIBLE, self._stuck[1])
             if self._comparison is not None and not _done(kept) and self._comparison.dirty(kept):
                 return self._of(kept, kept, Action.HELD, "the update does not come that far")
             lost = kept.node_id in self._before.ready and kept.node_id not in self._after.ready
@@ -268,6 +276,7 @@ class _Slot:
         return Outcome(
             service_id=some.service_id,
             slot=some.slot,
+            place=tasknames.place(some),
             action=action,
             task_id="" if here is None else here.id,
             source="" if here is None else here.node_id,
@@ -309,6 +318,17 @@ class _Running:
             self.least[service_id] = min(self.least.get(service_id, 0), self._now[service_id])
 
 
+def _worded(status: pb.UpdateStatus, after: _Picture) -> pb.UpdateStatus:
+    """The status with the names of tasks in place of IDs: those of tasks that only the forecast knows mean nothing."""
+    worded = pb.UpdateStatus()
+    worded.CopyFrom(status)
+    for word in status.message.replace(":", " ").split():
+        task = after.view.tasks.get(word)
+        if task is not None:
+            worded.message = worded.message.replace(word, f"{task.service_name}.{tasknames.place(task)}")
+    return worded
+
+
 def _sum_up(
     service_id: str, outcomes: list[Outcome], before: _Picture, after: _Picture, running: _Running
 ) -> ServiceForecast:
@@ -318,7 +338,7 @@ def _sum_up(
     if service is not None and service.HasField("update_status"):
         started = stamps.seconds(service.update_status.started_at)
         if old is None or stamps.seconds(old.update_status.started_at) != started:
-            status = service.update_status
+            status = _worded(service.update_status, after)
     return ServiceForecast(
         id=service_id,
         name=service.name if service is not None else service_id,

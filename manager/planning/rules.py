@@ -8,7 +8,7 @@ import dataclasses
 
 from manager.scheduler import constraints, filters, needs, nodes
 from manager.store import views
-from skep import pb, stamps
+from skep import pb, stamps, tasknames
 
 RULES_MAX = 20  # of one node
 _MIB, _GIB = 1024**2, 1024**3
@@ -166,7 +166,7 @@ def _holder(state: views.View, load: nodes.NodeLoad, port_name: str) -> str:
             continue
         ports = needs.host_ports(state.revision(task.revision_id).spec.endpoint)
         if any(needs.port_name(port) == port_name for port in ports):
-            return f"{task.service_name}.{task.slot}" if task.slot else task.service_name
+            return f"{task.service_name}.{tasknames.place(task)}" if task.slot else task.service_name
     return "another task"
 
 

@@ -47,6 +47,11 @@ DETACH = switch("--detach", "Return at once; do not wait until the service has c
 QUIET = switch("--quiet", "Show no progress.", "-q")
 TIMEOUT = value("--timeout", values.DURATION, "Give up waiting after this time; the service itself goes on.")
 WAITING = (DETACH, QUIET, TIMEOUT)
+JSON = switch("--json", "Print JSON.")
+PLANNING = (
+    switch("--plan", "Show what would happen, and change nothing."),
+    switch("--json", "Print the plan as JSON."),
+)
 
 PROCESS = (
     value("--entrypoint", parts.WORDS, "Replace the image's entrypoint."),
@@ -147,7 +152,7 @@ CREATE = together((
     *(many(f"--{name}", kind, f"Add a {what}.".replace("Add a e", "Add an e"), *([short] if short else []))
       for name, kind, what, short in LISTS),
     many("--env-file", click.STRING, "Read environment variables from a file."),
-    *PROCESS, *RESOURCES, *HEALTH, *RESTART, *ROLLING, *OTHER, *WAITING,
+    *PROCESS, *RESOURCES, *HEALTH, *RESTART, *ROLLING, *OTHER, *PLANNING, *WAITING,
 ))  # fmt: skip
 
 UPDATE = together((
@@ -166,5 +171,5 @@ UPDATE = together((
     *PROCESS, *RESOURCES, *HEALTH, *RESTART, *ROLLING, *OTHER,
     switch("--force", "Replace all tasks even if nothing has changed."),
     switch("--rollback", "Go back to the specification before the last update."),
-    *WAITING,
+    *PLANNING, *WAITING,
 ))  # fmt: skip

@@ -27,6 +27,8 @@ ENTRIES = {
     "secret": lazy.Entry("skep.cli.payload", "secret", "Keep passwords and keys for services"),
     "config": lazy.Entry("skep.cli.payload", "config", "Keep configuration files for services"),
     "task": lazy.Entry("skep.cli.task", "task", "Look into single tasks"),
+    "explain": lazy.Entry("skep.cli.explain", "explain", "Show why a service, task or node is as it is"),
+    "what-if": lazy.Entry("skep.cli.what_if", "what_if", "Show what would happen if nodes were lost or added"),
     "dev": lazy.Entry("skep.cli.dev", "dev", "Run a whole cluster on this machine", optional=True),
     "info": lazy.Entry("skep.cli.system", "info", "Show this machine and its cluster"),
     "version": lazy.Entry("skep.cli.system", "version", "Show the versions of skep and skepd"),

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from skep import client, errors
-from skep.cli import app, completing, lazy, listing, show, tasks, text, values
+from skep.cli import app, completing, flags, forecast, lazy, listing, planning, show, tasks, text, values
 
 Json = Mapping[str, Any]
 
@@ -156,18 +156,27 @@ def ps(
 
 def change(state: app.App, reference: str, make: Callable[[dict[str, Any]], None]) -> None:
     """Reads a node, lets `make` alter its specification in place, writes it; again when somebody was faster."""
+    _versioned(state, reference, "/nodes/{}/update", make)
+
+
+def plan(state: app.App, reference: str, make: Callable[[dict[str, Any]], None]) -> Json:
+    """What `change` would mean for the tasks; nothing is changed."""
+    found: Json = _versioned(state, reference, "/skep/v1/nodes/{}/plan", make)
+    return found
+
+
+def _versioned(state: app.App, reference: str, path: str, make: Callable[[dict[str, Any]], None]) -> Any:
     for left in reversed(range(CONFLICT_TRIES)):
         found = find(state, reference)
         spec: dict[str, Any] = found["Spec"]
         make(spec)
+        query = {"version": str(found["Version"]["Index"])}
         try:
-            query = {"version": str(found["Version"]["Index"])}
-            state.client.request("POST", f"/nodes/{client.quote(found['ID'])}/update", query=query, body=spec)
+            return state.client.request("POST", path.format(client.quote(found["ID"])), query=query, body=spec).body
         except errors.Conflict:
             if not left:
                 raise
-        else:
-            return
+    raise errors.Bug("unreachable")
 
 
 @click.command(
@@ -176,6 +185,7 @@ def change(state: app.App, reference: str, make: Callable[[dict[str, Any]], None
         "skep node update --availability drain n1",
         "skep node update --label-add disk=ssd --label-add zone=a n1",
         "skep node update --role manager n2",
+        "skep node update --availability drain --plan n1",
     ),
 )
 @click.option(
@@ -186,18 +196,25 @@ def change(state: app.App, reference: str, make: Callable[[dict[str, Any]], None
 @click.option("--role", type=click.Choice(["worker", "manager"]), help="Role of the node.")
 @click.option("--label-add", type=values.PAIR, multiple=True, help="Add or replace a label, key=value.")
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label.")
+@flags.together(flags.PLANNING)
 @click.argument("reference", metavar="NODE", shell_complete=completing.nodes)
 @app.pass_app
 def update(
     state: app.App,
+    /,
     *,
     reference: str,
     availability: str | None,
     role: str | None,
     label_add: Sequence[tuple[str, str]],
     label_rm: Sequence[str],
+    **given: Any,
 ) -> None:
-    """Change a node's availability, role or labels."""
+    """Change a node's availability, role or labels.
+
+    With --plan nothing is changed: it is shown what would become of the tasks, and the exit code is 0 for nothing, 2
+    for changes, 3 when some tasks could not be placed.
+    """
 
     def make(spec: dict[str, Any]) -> None:
         if availability is not None:
@@ -211,6 +228,8 @@ def update(
             del labels[key]
         spec["Labels"] = {**labels, **dict(label_add)}
 
+    if planning.wanted(given):
+        forecast.tell(state, [plan(state, reference, make)], as_json=bool(given["json"]))
     change(state, reference, make)
     state.say(reference)
 

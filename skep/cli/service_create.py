@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from skep import errors
-from skep.cli import app, flags, lazy, progress, registry, services, specs
+from skep.cli import app, flags, forecast, lazy, planning, progress, registry, services, specs
 
 EXAMPLES = (
     "skep service create --name web --replicas 3 --publish 8080:80 nginx:1.27",
@@ -25,8 +25,10 @@ def create(state: app.App, /, *, image: str, arguments: tuple[str, ...], **given
     """Create a new service, and wait until its tasks run.
 
     Prints the service's ID. The exit code is 0 only when all tasks run and stay up; with --detach, when the service
-    was accepted.
+    was accepted. With --plan nothing is created: it is shown where the tasks would go, and the exit code is 2, or 3
+    when some could not be placed.
     """
+    planned = planning.wanted(given)
     spec = specs.create(given, image=image, arguments=arguments)
     container = spec["TaskTemplate"]["ContainerSpec"]
     for kind in ("Secret", "Config"):
@@ -34,6 +36,9 @@ def create(state: app.App, /, *, image: str, arguments: tuple[str, ...], **given
         if references:
             container[f"{kind}s"] = references
     headers = registry.auth_header(image) if given["with_registry_auth"] else None
+    if planned:
+        plan = state.client.request("POST", "/skep/v1/services/plan", body=spec, headers=headers).body
+        forecast.tell(state, [plan], as_json=bool(given["json"]))
     reply = _post(state, spec, headers)
     state.say(reply["ID"])
     for warning in reply.get("Warnings") or []:

@@ -1,15 +1,28 @@
-"""service update, scale, rollback and rm: everything that changes or removes a service."""
+"""service update, scale and rm: everything that changes or removes a service but for the way back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 from click import core
 
 from skep import client, errors
-from skep.cli import app, changes, completing, flags, lazy, progress, registry, services, show, values
+from skep.cli import (
+    app,
+    changes,
+    completing,
+    flags,
+    forecast,
+    lazy,
+    planning,
+    progress,
+    registry,
+    services,
+    show,
+    values,
+)
 
-ROLLBACK_COMPANIONS = ("rollback", "detach", "quiet", "timeout")  # flags that go with --rollback
+ROLLBACK_COMPANIONS = ("rollback", "plan", "json", "detach", "quiet", "timeout")  # flags that go with --rollback
 
 
 @click.command(
@@ -20,6 +33,7 @@ ROLLBACK_COMPANIONS = ("rollback", "detach", "quiet", "timeout")  # flags that g
         "skep service update --env-add MODE=fast --constraint-add node.labels.disk==ssd web",
         "skep service update --publish-rm 80 --publish-add 8081:80 web",
         "skep service update --force web",
+        "skep service update --plan --image nginx:1.28 web",
     ),
 )
 @flags.UPDATE
@@ -28,8 +42,11 @@ ROLLBACK_COMPANIONS = ("rollback", "detach", "quiet", "timeout")  # flags that g
 def update(state: app.App, /, *, service: str, **given: Any) -> None:
     """Change a service, and wait until the change has come about.
 
-    Only what the flags name is changed. The exit code is 1 when the update paused or was rolled back.
+    Only what the flags name is changed. The exit code is 1 when the update paused or was rolled back. With --plan
+    nothing is changed: what would happen is shown, and the exit code is 0 for nothing, 2 for changes, 3 when some
+    tasks could not be placed.
     """
+    planned = planning.wanted(given)
     if given["rollback"]:
         _alone(click.get_current_context())
         _roll_back(state, service, given)
@@ -49,6 +66,9 @@ def update(state: app.App, /, *, service: str, **given: Any) -> None:
         headers = registry.auth_header(task_image or current)
     if not headers:
         query["registryAuthFrom"] = "spec"
+    if planned:
+        plan = services.plan(state, service, make, headers=headers)
+        forecast.tell(state, [plan], as_json=bool(given["json"]))
     before = services.change(state, service, make, query=query, headers=headers)
     _follow(state, before, given, rollback=False)
 
@@ -103,31 +123,38 @@ def _follow(state: app.App, before: dict[str, Any], given: dict[str, Any], *, ro
 
 
 def _roll_back(state: app.App, reference: str, given: dict[str, Any]) -> None:
-    before = services.change(state, reference, lambda spec: spec, query={"rollback": "previous"})
+    if planning.wanted(given):
+        plan = services.plan(state, reference, query={"rollback": "previous"})
+        forecast.tell(state, [plan], as_json=bool(given["json"]))
+    before = services.roll_back(state, reference)
     _follow(state, before, given, rollback=True)
 
 
-@click.command(cls=lazy.Command, examples=("skep service rollback web",))
-@flags.together(flags.WAITING)
-@click.argument("service", shell_complete=completing.services)
-@app.pass_app
-def rollback(state: app.App, /, *, service: str, **given: Any) -> None:
-    """Go back to the specification before the last update, and wait until it has come about."""
-    _roll_back(state, service, given)
-
-
-@click.command(cls=lazy.Command, examples=("skep service scale web=6", "skep service scale --detach web=6 api=3"))
-@flags.together(flags.WAITING)
+@click.command(
+    cls=lazy.Command,
+    examples=(
+        "skep service scale web=6",
+        "skep service scale --detach web=6 api=3",
+        "skep service scale --plan web=60",
+    ),
+)
+@flags.together((*flags.PLANNING, *flags.WAITING))
 @click.argument("targets", nargs=-1, required=True, metavar="SERVICE=REPLICAS...", shell_complete=completing.scale)
 @app.pass_app
 def scale(state: app.App, /, *, targets: tuple[str, ...], **given: Any) -> None:
-    """Change how many tasks services have, and wait until it has come about."""
+    """Change how many tasks services have, and wait until it has come about.
+
+    With --plan each service is looked at by itself, and nothing is changed.
+    """
     wanted = [_target(text) for text in targets]
+    if planning.wanted(given):
+        plans = [services.plan(state, name, _scaling(replicas)) for name, replicas in wanted]
+        forecast.tell(state, plans, as_json=bool(given["json"]))
     problems: list[str] = []
     scaled: list[dict[str, Any]] = []
     for name, replicas in wanted:
         try:
-            before = services.change(state, name, lambda spec, replicas=replicas: changes.scale(spec, replicas))  # type: ignore[misc]
+            before = services.change(state, name, _scaling(replicas))
         except errors.SkepError as problem:
             problems.append(f"{name}: {problem.message}")
         else:
@@ -148,6 +175,10 @@ def scale(state: app.App, /, *, targets: tuple[str, ...], **given: Any) -> None:
         except errors.SkepError as problem:
             problems.append(problem.message)
     show.fail_with(state, problems)
+
+
+def _scaling(replicas: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda spec: changes.scale(spec, replicas)
 
 
 def _target(text: str) -> tuple[str, int]:

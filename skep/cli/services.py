@@ -33,19 +33,58 @@ def change(
 
     When somebody else was faster it reads and decides again.
     """
+    service, reply = _versioned(state, reference, "/services/{}/update", make, query=query, headers=headers)
+    for warning in (reply or {}).get("Warnings") or []:
+        state.warn(warning)
+    return service
+
+
+def plan(
+    state: app.App,
+    reference: str,
+    make: Callable[[Json], Json] = lambda spec: spec,
+    *,
+    query: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Json:
+    """What `change` would do; nothing is changed."""
+    _, reply = _versioned(state, reference, "/skep/v1/services/{}/plan", make, query=query, headers=headers)
+    found: Json = reply
+    return found
+
+
+def roll_back(state: app.App, reference: str, *, to: int | None = None) -> Json:
+    """Goes back to revision `to`, or to the previous one; returns the service as it was before."""
+    if to is None:
+        return change(state, reference, lambda spec: spec, query={"rollback": "previous"})
+    service, _ = _versioned(state, reference, "/skep/v1/services/{}/rollback", lambda _: None, query={"to": str(to)})
+    return service
+
+
+def _versioned(
+    state: app.App,
+    reference: str,
+    path: str,
+    make: Callable[[Json], Json | None],
+    *,
+    query: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[Json, Any]:
+    """Reads a service and posts what `make` makes of its specification, again when somebody else was faster.
+
+    Returns the service as it was read, and the reply.
+    """
     for left in reversed(range(CONFLICT_TRIES)):
         service = find(state, reference)
-        path = f"/services/{client.quote(service['ID'])}/update"
+        target = path.format(client.quote(service["ID"]))
         versioned = {"version": str(service["Version"]["Index"]), **(query or {})}
         try:
-            reply = state.client.request("POST", path, query=versioned, body=make(service["Spec"]), headers=headers)
+            reply = state.client.request("POST", target, query=versioned, body=make(service["Spec"]), headers=headers)
         except errors.Conflict:
             if not left:
                 raise
             continue
-        for warning in (reply.body or {}).get("Warnings") or []:
-            state.warn(warning)
-        return service
+        return service, reply.body
     raise errors.Bug("unreachable")
 
 

@@ -181,10 +181,14 @@ def test_a_successor_waits_for_its_predecessor_to_stop() -> None:
     (old,) = w.wished("web")
     w.deploy("web", "demo:2")
     w.decide()
-    (successor,) = w.wished("web")
+    (successor,) = [task for task in w.wished("web") if task.id != old.id]
     waits = explainer(w).task(successor).waits
     assert f"task {old.id} on {old.node_id}, which it replaces, to stop" in [wait.reason for wait in waits]
+    for _ in range(4):  # until the image is there, and the old task has been told to stop
+        w.agents(lambda task: task.id != old.id)
+        w.decide()
     stopping = next(task for task in w.tasks("web") if task.id == old.id)
+    assert stopping.desired_state > pb.TASK_STATE_RUNNING
     assert [wait.reason for wait in explainer(w).task(stopping).waits] == [f"its stop on {old.node_id}"]
     found = explainer(w).service(w.the_service("web"))
     assert found.waits[0].reason.startswith("its update: ")

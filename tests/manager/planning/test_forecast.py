@@ -146,7 +146,7 @@ def test_what_is_unplaced_anyway_is_not_blamed_on_the_change() -> None:
 def test_what_is_under_way_anyway_is_not_blamed_on_the_change() -> None:
     w = cluster(2)
     service(w, "web", 2)
-    service(w, "other", 2)
+    service(w, "other", 2, lambda spec: spec.task.placement.constraints.append("node.hostname==n1"))
     w.go()
     w.deploy("other", "demo:2")
     found = ask(w, revised(w, "web", mode__replicated__replicas=3))

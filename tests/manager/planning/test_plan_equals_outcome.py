@@ -110,6 +110,9 @@ def test_what_is_applied_equals_the_plan(seed: int) -> None:
     again = forecast.simulate(
         w.store.copy(), wanted, now=w.clock.now(), rng=ids.seeded_rng(4711), deciders=loops.default_deciders()
     )
+    for service in (*plan.services, *again.services):
+        if service.status is not None:
+            service.status.ClearField("message")  # of several tasks that failed alike it names any one
     assert plan == again, "chance has no say"
     assert plan.at_rest
     assert plan.complete
