@@ -86,16 +86,26 @@ class ManagerKeeper:
         except OSError as error:
             raise errors.FailedPrecondition(f"the manager cannot use its disk: {error}. {FULL_DISK}") from error
         except (errors.FailedPrecondition, errors.Denied, errors.Bug) as error:
-            way_out = WAY_OUT.format(name=self._config.name, directory=self._config.state_dir)
-            self.problem = f"the manager part was not started: {error.message}. {way_out}"
-            log.error("manager.not_started", reason=error.message, way_out=way_out)
+            self._not_started(error)
+
+    def _not_started(self, error: Exception) -> None:
+        way_out = WAY_OUT.format(name=self._config.name, directory=self._config.state_dir)
+        self.problem = f"the manager part was not started: {error}. {way_out}"
+        log.error("manager.not_started", reason=str(error), way_out=way_out)
 
     async def rebuild(self, place: settings.Membership) -> manager_part.ManagerPart:
-        """Makes this node the only manager, with what its log and snapshot hold. Raises as make_alone does."""
+        """Makes this node the only manager, with what its log and snapshot hold.
+
+        Raises FailedPrecondition when the log cannot be used.
+        """
         async with self._changing:
             await self.stop()
-            await manager_part.make_alone(self._config, place, self._identity(), rng=self._rng)
-            part = await self._start(place, found=False)
+            try:
+                await manager_part.make_alone(self._config, place, self._identity(), rng=self._rng)
+                part = await self._start(place, found=False)
+            except (errors.SkepError, OSError) as error:
+                self._not_started(error)
+                raise errors.FailedPrecondition(self.problem) from error
         await part.lead()
         await part.forget_other_managers()
         log.warning("manager.rebuilt_alone", node=part.node_id, addr=place.advertise_addr)

@@ -1,13 +1,19 @@
 """Who is a manager, and how that changes: promotion, demotion, removal, a new address, a planned stop."""
 
 import asyncio
+import contextlib
 import json
 import pathlib
 
+import grpc.aio
 import pytest
 
-from skep import errors
+from manager.ca import membership_client
+from skep import client, clock, errors, pb
 from skep.cli import dev_cluster
+from skep.security import files, tls
+from skep.security import identity as identities
+from skep.v1 import ca_pb2_grpc, raft_pb2_grpc
 from tests.cluster import harness
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -40,9 +46,36 @@ async def are_managers(cluster: harness.Cluster, *names: str) -> None:
     await harness.until(f"the managers are {names}", settled)
 
 
+def node_of(cluster: harness.Cluster, name: str) -> dev_cluster.DevNode:
+    return next(node for node in cluster.cluster.nodes if node.name == name)
+
+
+async def is_turned_away(identity: identities.Identity, node: dev_cluster.DevNode) -> None:
+    """A certificate that says manager, and is valid for weeks, opens nothing that is for managers."""
+    assert identity.role == pb.NODE_ROLE_MANAGER
+    addr = f"127.0.0.1:{node.port}"
+    async with tls.channel(identity, addr) as channel:
+        answers = ca_pb2_grpc.ForwardStub(channel).Http(pb.HttpRequest(method="GET", target="/nodes"))
+        with pytest.raises(grpc.aio.AioRpcError, match="is not one of the managers any more"):
+            async for _ in answers:
+                pass
+        with pytest.raises(grpc.aio.AioRpcError, match=r"is not one of the managers any more|the lead has just passed"):
+            await ca_pb2_grpc.CAStub(channel).RenewForNode(pb.RenewForNodeRequest(node_id="x"))
+        with pytest.raises(errors.Denied, match="is not a manager any more"):
+            await membership_client.join_raft(tls.dialler(lambda: identity), [addr], own_addr="127.0.0.1:1")
+        ack = await raft_pb2_grpc.RaftStub(channel).Link(metadata=(("skep-to", await id_of(node)),)).read()
+        assert isinstance(ack, pb.RaftAck)
+        assert not ack.accepted
+
+
+async def id_of(node: dev_cluster.DevNode) -> str:
+    with contextlib.closing(client.Client(f"unix://{node.socket}")) as connection:
+        return str((await asyncio.to_thread(connection.get, "/info"))["Swarm"]["NodeID"])
+
+
 async def is_worker(cluster: harness.Cluster, name: str) -> None:
     """Waits until the machine itself says that it is a worker and nothing of a manager is left on it."""
-    node = next(node for node in cluster.cluster.nodes if node.name == name)
+    node = node_of(cluster, name)
 
     async def settled() -> bool:
         swarm = (await cluster.cluster.call(node, "GET", "/info"))["Swarm"]
@@ -70,8 +103,12 @@ def test_one_manager_becomes_three_and_the_leader_is_demoted(tmp_path: pathlib.P
             cluster.talk_to("dev-2")  # a manager of an hour ago is asked like any other
             refused = await cluster.skep("node", "rm", "--force", "dev-1", check=False)
             assert "It must be demoted to worker before removal" in refused.err
+            kept = files.load(cluster.cluster.nodes[0].directory / "identity", now=clock.SystemClock().now())
+            assert kept is not None
             await cluster.skep("node", "demote", "dev-1")
             await is_worker(cluster, "dev-1")
+            for name in ("dev-2", "dev-3"):
+                await is_turned_away(kept, node_of(cluster, name))
             await are_managers(cluster, "dev-2", "dev-3")
             assert await cluster.leader() in {"dev-2", "dev-3"}
             assert (await by_name(cluster))["dev-1"]["Status"]["State"] == "ready"
@@ -118,7 +155,7 @@ def test_demotions_without_a_quorum_are_refused_and_dead_managers_can_be_removed
 
 async def told_and_empty(cluster: harness.Cluster, name: str) -> None:
     """Waits until a removed machine says so and runs nothing any more."""
-    node = next(node for node in cluster.cluster.nodes if node.name == name)
+    node = node_of(cluster, name)
 
     async def told() -> bool:
         swarm = (await cluster.cluster.call(node, "GET", "/info"))["Swarm"]
