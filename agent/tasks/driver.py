@@ -125,15 +125,25 @@ class Driver:
             await self._perform(step.action)
 
     async def _observe(self) -> base.Observation:
+        if self.status.state <= machine.ACCEPTED and self._desired < machine.SHUTDOWN:
+            return base.ABSENT  # nothing depends on it yet, and the runtime may be away
         while True:
             try:
                 async with asyncio.timeout(OBSERVE_TIMEOUT_S):
                     return await self._tools.runtime.observe(self._task.id)
             except _TEMPORARY as error:
-                log.warning("task.not_observed", task=self._task.id, error=str(error) or type(error).__name__)
+                reason = str(error) or type(error).__name__
+                log.warning("task.not_observed", task=self._task.id, error=reason)
+                if self.status.state == machine.PREPARING:
+                    self._note(message=self.status.message, err=reason)
             except errors.SkepError:
                 log.exception("task.not_observed", task=self._task.id)
-            await asyncio.sleep(self._retry.next_s())
+            try:  # the runtime's events say when it is back
+                async with asyncio.timeout(self._retry.next_s()):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+            self._wake.clear()
 
     async def _wait(self) -> None:
         if self.status.state > machine.RUNNING:

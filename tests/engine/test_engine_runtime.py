@@ -209,7 +209,7 @@ def test_published_ports(node: conftest.Node) -> None:
         await workloads.until(fetch, lambda text: text == "hello\n", what="answer on the published port")
         second = shell(node, script, ports=[workloads.host_port(80, published=port.published_port)])
         await runtime.prepare(second, lambda _: None)
-        with pytest.raises(base.TaskFatal, match="port is already allocated|address already in use"):
+        with pytest.raises(base.TaskFatal, match=r"port is already allocated|address already in use"):
             await runtime.start(second)
 
     node.run(body)
@@ -257,7 +257,7 @@ def test_image_that_cannot_be_pulled(node: conftest.Node) -> None:
         with pytest.raises(base.TaskTemporary, match=r"cannot pull image 127.0.0.1:1/nothing:here: .*refused"):
             await runtime.prepare(work, said.append)
         assert said == [] or said[0].startswith("pulling")
-        with pytest.raises(base.TaskFatal, match="invalid reference|must be lowercase"):
+        with pytest.raises(base.TaskFatal, match=r"invalid reference|must be lowercase"):
             await runtime.prepare(
                 workloads.workload(container=pb.ContainerSpec(image="UPPER/Case"), node_id=node.node_id), said.append
             )

@@ -89,7 +89,10 @@ ROWS = (
     row(_c("OpenStdin"), {"open_stdin": True}, shows=lambda c: c["Config"]["OpenStdin"], expected=(True,)),
     row(_c("ReadOnly"), {"read_only": True}, "touch /x 2>/dev/null || echo refused", "refused"),
     row(_c("Init"), {"init": True}, "test $$ != 1 && echo child", "child"),
-    row(_c("StopSignal"), {"stop_signal": "SIGINT"}, shows=lambda c: c["Config"]["StopSignal"], expected=("SIGINT", "2")),
+    row(
+        _c("StopSignal"), {"stop_signal": "SIGINT"},
+        shows=lambda c: c["Config"]["StopSignal"], expected=("SIGINT", "2"),
+    ),
     row(
         _c("StopGracePeriod"), {"stop_grace_period": 2_500_000_000},
         shows=lambda c: c["Config"]["StopTimeout"], expected=(3,),

@@ -1,0 +1,159 @@
+"""A worker's tasks through what becomes of their engine: crash, restart, hang; and what it clears away."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from agent import worker
+from agent.runtime import docker
+from agent.tasks import record
+from skep import clock, ids, pb
+from tests.agent.runtime import workloads
+from tests.engine import conftest, dockerd
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Bench:
+    """A worker on an engine, and every status that it tells."""
+
+    def __init__(self, node: conftest.Node, runtime: docker.DockerRuntime) -> None:
+        self.node = node
+        self.record = record.Record(record.IN_MEMORY)
+        self.worker = worker.Worker(
+            runtime=runtime, record=self.record, clock=clock.SystemClock(), rng=ids.system_rng()
+        )
+        self.told: list[tuple[str, str]] = []
+        self.worker.listen(lambda task_id, status: self.told.append((task_id, pb.TaskState.Name(status.state))))
+
+    def assign(self, *task_ids: str, full: bool = False) -> None:
+        spec = pb.ServiceSpec(name="web")
+        spec.task.container.CopyFrom(
+            pb.ContainerSpec(image=dockerd.BUSYBOX_IMAGE, args=["sleep", "600"], init=True, stop_grace_period=10**9)
+        )
+        tasks = [
+            pb.Task(
+                id=task_id, service_id="s1", service_name="web", slot=1, node_id=self.node.node_id, revision_id="r1",
+                desired_state=pb.TASK_STATE_RUNNING, status=pb.TaskStatus(state=pb.TASK_STATE_ASSIGNED),
+            )
+            for task_id in task_ids
+        ]  # fmt: skip
+        self.worker.apply(pb.Assignments(full=full, tasks=tasks, revisions=[pb.Revision(id="r1", spec=spec)]))
+
+    def container(self, task_id: str) -> tuple[str, int]:
+        status = self.worker.statuses()[task_id]
+        return status.container.container_id, status.container.pid
+
+    async def until(self, look: Callable[[], bool], *, what: str) -> None:
+        async def looked() -> bool:
+            return look()
+
+        await workloads.until(looked, bool, what=f"{what}; told {self.told}")
+
+    async def reach(self, task_id: str, state: str) -> None:
+        await self.until(lambda: (task_id, f"TASK_STATE_{state}") in self.told, what=f"{task_id} {state}")
+
+
+@contextlib.asynccontextmanager
+async def working(node: conftest.Node, runtime: docker.DockerRuntime) -> AsyncIterator[Bench]:
+    made = Bench(node, runtime)
+    await made.worker.open()
+    try:
+        yield made
+    finally:
+        await made.worker.close()
+        made.record.close()
+
+
+def new_id() -> str:
+    return ids.new_id(workloads.RNG)
+
+
+@pytest.mark.parametrize("how", ["crash", "upgrade", "hang"])
+def test_tasks_are_neither_failed_nor_restarted_while_their_engine_is_away(node: conftest.Node, how: str) -> None:
+    own = node.engine.restartable()
+    away = {"crash": own.kill, "upgrade": own.shut_down, "hang": own.pause}[how]
+    back = own.resume if how == "hang" else own.start
+
+    async def body(_: docker.DockerRuntime) -> None:
+        runtime = node.make(call_s=1.0)
+        await runtime.open()
+        async with working(node, runtime) as made:
+            old, new = new_id(), new_id()
+            made.assign(old, full=True)
+            await made.reach(old, "RUNNING")
+            before = made.container(old)
+            await asyncio.to_thread(away)
+            try:
+                made.assign(new)  # what comes meanwhile waits
+                await made.reach(new, "PREPARING")
+                await made.until(lambda: "engine" in made.worker.statuses()[new].err, what="the reason in the status")
+            finally:
+                await asyncio.to_thread(back)
+            await made.reach(new, "RUNNING")
+            assert made.container(old) == before
+            over = {"TASK_STATE_FAILED", "TASK_STATE_REJECTED", "TASK_STATE_COMPLETE", "TASK_STATE_SHUTDOWN"}
+            assert [told for told in made.told if told[1] in over] == []
+        await runtime.close()
+
+    node.run(body)
+
+
+def test_what_ended_while_the_agent_was_away_is_told_and_what_runs_is_adopted(node: conftest.Node) -> None:
+    async def body(runtime: docker.DockerRuntime) -> None:
+        stays, ends = new_id(), new_id()
+        async with working(node, runtime) as made:
+            made.assign(stays, ends, full=True)
+            await made.reach(stays, "RUNNING")
+            await made.reach(ends, "RUNNING")
+            before, gone = made.container(stays), made.container(ends)
+        dockerd.call(node.engine.socket, "POST", f"/containers/{gone[0]}/kill")
+        async with working(node, runtime) as again:
+            again.assign(stays, ends, full=True)
+            await again.reach(stays, "RUNNING")
+            await again.reach(ends, "FAILED")
+            assert again.worker.statuses()[ends].err == "task: non-zero exit (137): killed by SIGKILL"
+            assert again.container(stays) == before
+
+    node.run(body)
+
+
+def test_ours_and_unknown_is_removed_and_strangers_are_not(node: conftest.Node) -> None:
+    socket = node.engine.socket
+
+    def start(**labels: str) -> str:
+        body = {
+            "Image": dockerd.BUSYBOX_IMAGE, "Cmd": ["sleep", "600"], "Labels": labels, "HostConfig": {"Init": True},
+        }  # fmt: skip
+        made = str(dockerd.call(socket, "POST", "/containers/create", body)["Id"])
+        dockerd.call(socket, "POST", f"/containers/{made}/start")
+        return made
+
+    def exists(container: str) -> bool:
+        return container in {each["Id"] for each in dockerd.call(socket, "GET", "/containers/json")}
+
+    forgotten = start(**{"io.skep.node": node.node_id, "io.skep.task": "forgotten1"})
+    strangers = [
+        start(team="bees"),
+        start(**{"io.skep.task": "forgotten1"}),
+        start(**{"io.skep.node": "another", "io.skep.task": "forgotten1"}),
+    ]
+
+    async def body(runtime: docker.DockerRuntime) -> None:
+        async with working(node, runtime) as made:
+            known = new_id()
+            made.assign(known, full=True)
+            await made.reach(known, "RUNNING")
+            await made.until(lambda: not exists(forgotten), what="the end of the forgotten container")
+            assert [exists(each) for each in strangers] == [True, True, True]
+            made.assign(full=True)  # stop means stop: nothing is assigned any more
+            await workloads.until(runtime.list, lambda held: held == [], what="the end of everything of ours")
+        assert [exists(each) for each in strangers] == [True, True, True]
+
+    try:
+        node.run(body)
+    finally:
+        for each in strangers:
+            dockerd.call(socket, "DELETE", f"/containers/{each}?force=1")
