@@ -24,6 +24,7 @@ from manager.http import (
     routing,
     services,
     stale,
+    stats,
     swarm,
     system,
     tasks,
@@ -42,7 +43,7 @@ NO_LEADER = (
 )
 _ROUTES = (
     *system.ROUTES, *swarm.ROUTES, *services.ROUTES, *tasks.ROUTES, *nodes.ROUTES, *payloads.ROUTES,
-    *logs.ROUTES, *entering.ROUTES, *planning.ROUTES, *absent.ROUTES,
+    *logs.ROUTES, *entering.ROUTES, *stats.ROUTES, *planning.ROUTES, *absent.ROUTES,
 )  # fmt: skip
 _COMMON_HEADERS = {
     "Api-Version": f"{messages.API_VERSION[0]}.{messages.API_VERSION[1]}",
