@@ -150,6 +150,15 @@ def test_demotions_without_a_quorum_are_refused_and_dead_managers_can_be_removed
             assert all(task["NodeID"] != node["ID"] for task in moved)
             await told_and_empty(cluster, dead)
 
+            removed = node_of(cluster, dead)  # and back in, as somebody new
+            addr = f"127.0.0.1:{removed.port}"
+            cluster.talk_to(dead)
+            await cluster.skep("leave", "--force")
+            token = (await cluster.cluster.call(node_of(cluster, first), "GET", "/swarm"))["JoinTokens"]["Manager"]
+            join = ("join", "--advertise-addr", addr, "--listen-addr", addr)
+            await cluster.skep(*join, f"127.0.0.1:{node_of(cluster, first).port + 1}", env={"SKEP_JOIN_TOKEN": token})
+            await are_managers(cluster, *cluster.names)
+
     asyncio.run(main())
 
 
