@@ -5,7 +5,8 @@ They change nothing. The working out happens on a copy of the state in a thread,
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from manager import loops
 from manager.control import lookup, names
@@ -13,8 +14,10 @@ from manager.control import nodes as node_intents
 from manager.control import services as intents
 from manager.http import forecasts, messages, nodes, routing, services
 from manager.planning import explaining, forecast, whatif
-from manager.store import store
+from manager.store import store, views
 from skep import errors, ids, jsonmap, pb, tasknames
+
+T = TypeVar("T")
 
 AT_ONCE_MAX = 2  # plans being worked out; who comes later is asked to come again
 LOSE_MAX = 1000  # nodes in one question
@@ -22,19 +25,21 @@ LOSE_MAX = 1000  # nodes in one question
 _seats = threading.BoundedSemaphore(AT_ONCE_MAX)
 
 
-async def _forecast(call: messages.Call, base: store.Store, change: Sequence[pb.Op]) -> forecast.Forecast:
-    """The forecast of `change` on `base`. Raises Unavailable when too many ask at once."""
+async def _aside(work: Callable[[], T]) -> T:
+    """Runs `work` in a thread. Raises Unavailable when too many ask at once."""
     if not _seats.acquire(blocking=False):
         raise errors.Unavailable("other plans are being worked out: try again in a moment")
+    try:
+        return await asyncio.to_thread(work)
+    finally:
+        _seats.release()
+
+
+async def _forecast(call: messages.Call, base: store.Store, change: Sequence[pb.Op]) -> forecast.Forecast:
     now = call.context.machine.clock.now()
     # The same question about the same state gets the same answer.
     rng = ids.seeded_rng(base.index)
-    try:
-        return await asyncio.to_thread(
-            forecast.simulate, base, change, now=now, rng=rng, deciders=loops.default_deciders()
-        )
-    finally:
-        _seats.release()
+    return await _aside(lambda: forecast.simulate(base, change, now=now, rng=rng, deciders=loops.default_deciders()))
 
 
 async def _answer(call: messages.Call, change: Sequence[pb.Op]) -> messages.Response:
@@ -127,30 +132,33 @@ def _additions(value: object) -> list[whatif.Addition]:
 
 async def explain(call: messages.Call) -> messages.Response:
     """Why a service, task or node is as it is; `why_not` asks about one node."""
-    manager = call.context.manager
-    view = manager.store.view()
-    reference = call.params["id"]
+    base = call.context.manager.store.copy()
+    view = base.view()
+    now = call.context.machine.clock.now()
+    kind, reference = call.params["kind"], call.params["id"]
     why_not = lookup.node(view, call.text("why_not")) if call.text("why_not") else None
-    explainer = explaining.Explainer(
-        view, now=call.context.machine.clock.now(), rng=ids.seeded_rng(view.index), deciders=loops.default_deciders()
-    )
-    match call.params["kind"]:
-        case "service":
-            found = explainer.service(lookup.service(view, reference), why_not=why_not)
-        case "task":
-            found = explainer.task(_task(call, reference), why_not=why_not)
-        case "node":
-            if why_not is not None:
-                raise errors.Invalid("why_not is about a service or a task: name the node there")
-            found = explainer.node(lookup.node(view, reference))
-        case other:
-            raise errors.NotFound(f"nothing to explain about a {other}: ask about a service, task or node")
-    return messages.json_response(forecasts.explanation(found))
+
+    def answer() -> explaining.Explanation:
+        explainer = explaining.Explainer(
+            view, now=now, rng=ids.seeded_rng(base.index), deciders=loops.default_deciders()
+        )
+        match kind:
+            case "service":
+                return explainer.service(lookup.service(view, reference), why_not=why_not)
+            case "task":
+                return explainer.task(_task(view, reference), why_not=why_not)
+            case "node":
+                if why_not is not None:
+                    raise errors.Invalid("why_not is about a service or a task: name the node there")
+                return explainer.node(lookup.node(view, reference))
+            case other:
+                raise errors.NotFound(f"nothing to explain about a {other}: ask about a service, task or node")
+
+    return messages.json_response(forecasts.explanation(await _aside(answer)))
 
 
-def _task(call: messages.Call, reference: str) -> pb.Task:
+def _task(view: views.View, reference: str) -> pb.Task:
     """The task by its ID or full name, or the wished one of `service.slot`."""
-    view = call.context.manager.store.view()
     try:
         return lookup.task(view, reference)
     except errors.NotFound:
@@ -158,15 +166,15 @@ def _task(call: messages.Call, reference: str) -> pb.Task:
         for service in view.services.where("name", name.lower()) if dot else ():
             found = [
                 task for task in view.tasks.where("service", service.id)
-                if place == tasknames.place(task) or (not task.slot and place == _hostname(call, task.node_id))
+                if place == tasknames.place(task) or (not task.slot and place == _hostname(view, task.node_id))
             ]  # fmt: skip
             if found:
                 return max(found, key=lambda task: (task.desired_state <= pb.TASK_STATE_COMPLETE, task.version.index))
         raise
 
 
-def _hostname(call: messages.Call, node_id: str) -> str:
-    node = call.context.manager.store.view().nodes.get(node_id)
+def _hostname(view: views.View, node_id: str) -> str:
+    node = view.nodes.get(node_id)
     return "" if node is None else node.description.hostname
 
 
