@@ -13,6 +13,8 @@ def needs_successor(now: turn.Turn, slot: slots.Slot, broken: pb.Task) -> bool:
     """Whether nobody in the slot already takes the place of `broken`."""
     if not slot.live:
         return True
+    if slot.leaving:
+        return False  # a failed move is moves.py's to repeat
     # Beside its successor an outdated task needs no other; an up-to-date one does while only an outdated one lives.
     return not now.comparison.dirty(broken) and all(now.comparison.dirty(task) for task in slot.live)
 
@@ -22,8 +24,16 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
     slot.restarted = True
     where = f"slot {slot.number}" if slot.number else f"node {slot.node_id}"
     if tasks.ended(last):
-        due = restart.not_before(last, policy, now.now)
-        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=last.id, not_before=due)
+        failures = restart.failures_after(last, policy) if last.revision_id == now.service.revision_id else 0
+        due = restart.not_before(last, policy, now.now, failures=failures, rng=now.rng)
+        now.create(
+            slot=slot.number,
+            node_id=slot.node_id,
+            start=tasks.Start.WHEN_DUE,
+            replaces=_predecessor(slot, last),
+            not_before=due,
+            failures=failures,
+        )
         now.reason(f"{where}: task {last.id} ended, restart in {max(0.0, due - now.now):.1f} s")
     elif tasks.lost(now.node(last)):
         # Nobody can tell when it stops, so there is nothing to wait for; and it did not crash, so no delay either.
@@ -32,6 +42,12 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
     else:
         now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=last.id)
         now.reason(f"{where}: task {last.id} leaves its drained node")
+
+
+def _predecessor(slot: slots.Slot, last: pb.Task) -> str:
+    """Whose end the next attempt waits for: the same as before for one that is tried again before it ever started."""
+    waited = last.desired_state == pb.TASK_STATE_READY and any(task.id == last.replaces for task in slot.live)
+    return last.replaces if waited else last.id
 
 
 def gave_up(task: pb.Task) -> bool:

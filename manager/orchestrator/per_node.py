@@ -6,9 +6,9 @@ waits with the reason in its status.
 
 import enum
 
-from manager.orchestrator import slots, tasks, turn
+from manager.orchestrator import leaving, slots, tasks, turn
 from manager.scheduler import constraints, filters
-from skep import errors, pb
+from skep import errors, pb, policies
 
 
 class Standing(enum.Enum):
@@ -29,9 +29,21 @@ class Nodes:
 
     def standing(self, node: pb.Node) -> Standing:
         """Whether the service wants a task there."""
-        if tasks.invalid(node) or not constraints.matches(self._wanted, node):
+        if not constraints.matches(self._wanted, node):
+            return Standing.LEFT
+        if tasks.invalid(node) and not self._waited_for(node):
             return Standing.LEFT
         return Standing.KEEPS if filters.unready(node) else Standing.TAKES
+
+    def _waited_for(self, node: pb.Node) -> bool:
+        """Whether the node is down, but not for so long that the service gives up what is on it."""
+        patience_s = policies.replace_after_s(self._now.spec.labels)
+        if not patience_s or not tasks.lost(node) or node.spec.availability == pb.NODE_AVAILABILITY_DRAIN:
+            return False
+        due = leaving.down_since(node) + patience_s
+        if self._now.now < due:
+            self._now.wake(due)
+        return self._now.now < due
 
     def slots(self, found: list[pb.Task]) -> list[tuple[slots.Slot, Standing]]:
         """A slot for every node, with those of `found` that are there. Tasks of deleted nodes are planned away."""

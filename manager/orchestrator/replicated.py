@@ -7,7 +7,7 @@ asked to stop.
 
 from collections.abc import Iterable
 
-from manager.orchestrator import healing, restart, slots, tasks, turn, update
+from manager.orchestrator import healing, moves, restart, slots, tasks, turn, update
 from skep import pb
 
 
@@ -27,6 +27,7 @@ def reconcile(now: turn.Turn) -> None:
     for slot in kept:
         if slot.broken:
             _replace(now, slot)
+    moves.advance(now, kept)
     update.advance(now, kept)
     taken = {slot.number: None for slot in kept}
     _fill(now, taken, wanted)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from manager.orchestrator import restart, tasks, turn
+from manager.orchestrator import leaving, restart, tasks, turn
 from skep import pb
 
 _ROLLING_BACK = pb.UPDATE_STATE_ROLLBACK_STARTED
@@ -17,7 +17,12 @@ class Slot:
     node_id: str = ""  # of modes with one task a node
     tasks: list[pb.Task] = dataclasses.field(default_factory=list)
     live: list[pb.Task] = dataclasses.field(default_factory=list)  # wished, and able to do it where they are
-    broken: list[pb.Task] = dataclasses.field(default_factory=list)  # wished, but ended or on a node they must leave
+    leaving: dict[str, pb.Task] = dataclasses.field(
+        default_factory=dict
+    )  # the live ones that wait for a successor elsewhere
+    broken: list[pb.Task] = dataclasses.field(
+        default_factory=list
+    )  # wished, but ended or to be given up where they are
     finished: bool = False  # nothing is wished here any more, and the last task wants no successor
     restarted: bool = False  # this very decision gives it a new task
 
@@ -60,13 +65,21 @@ def collect(now: turn.Turn) -> dict[int, Slot]:
 def add(now: turn.Turn, slot: Slot, task: pb.Task) -> None:
     """Puts a task into its slot; tasks come oldest first."""
     slot.tasks.append(task)
-    if tasks.runnable(task):
-        (slot.broken if _broken(now, task) else slot.live).append(task)
+    if not tasks.runnable(task):
+        return
+    if tasks.ended(task):
+        (slot.broken if _over(now, task) else slot.live).append(task)
+        return
+    standing = leaving.of(now, task)
+    if standing is leaving.Standing.GONE:
+        slot.broken.append(task)
+        return
+    slot.live.append(task)
+    if standing is leaving.Standing.LEAVES:
+        slot.leaving[task.id] = task
 
 
-def _broken(now: turn.Turn, task: pb.Task) -> bool:
-    if not tasks.ended(task):
-        return now.misplaced(task)
+def _over(now: turn.Turn, task: pb.Task) -> bool:
     # One that failed before its time waits out its delay, or a missing image would be tried in a tight loop.
     if task.desired_state == pb.TASK_STATE_READY and task.HasField("not_before"):
         due = task.not_before.seconds + task.not_before.nanos / 1e9
@@ -80,12 +93,12 @@ def by_worth(slots: Iterable[Slot]) -> list[Slot]:
     """The slots in the order in which to keep them: the end of the list goes first.
 
     Slots are numbered on each node; those with low numbers stay, so the fullest nodes give first. What has no node,
-    no task that can run, or more than one, is worth least.
+    no task that can run, more than one, or one that has to move, is worth least.
     """
     on_node: dict[str, int] = {}
     ranks: list[tuple[bool, int, bool, int, Slot]] = []
     for slot in sorted(slots, key=lambda slot: (not slot.running, slot.number)):
-        settled = len(slot.live) == 1 and not slot.broken and bool(slot.live[0].node_id)
+        settled = len(slot.live) == 1 and not slot.broken and not slot.leaving and bool(slot.live[0].node_id)
         ordinal = 0
         if settled:
             node_id = slot.live[0].node_id

@@ -1,17 +1,18 @@
 """When a prepared task may start: READY -> RUNNING as a wish.
 
-A task waits for its moment (restart delay) and for the others of its slot that were told to stop, but not for ever:
-after a minute it starts whatever they do, and it does not wait for what is on a lost node.
+A task waits for its moment (restart delay), for the one that it replaces and for the others of its slot that were told
+to stop, but not for ever: a minute after they were told it starts whatever they do, and it does not wait for what is on
+a lost node. Only tasks that must never run twice wait until the others have certainly ended.
 """
 
 from collections.abc import Iterable
 
 from manager import plan
-from manager.orchestrator import tasks
+from manager.orchestrator import leaving, tasks
 from manager.store import ops, views, watching
 from skep import ids, pb, stamps
 
-PATIENCE_S = 60.0  # from the creation of the waiting task
+PATIENCE_S = 60.0  # with what was told to stop, counted from its last change
 
 _READY = str(pb.TASK_STATE_READY)
 
@@ -37,9 +38,12 @@ class Starter:
         for task in state.tasks.where("desired", _READY):
             if (dirty is not None and task.service_id not in dirty) or tasks.ended(task):
                 continue
-            due = stamps.seconds(task.not_before)
-            if any(_blocks(state, other, task) for other in state.tasks.where("slot", tasks.slot_key(task))):
-                due = max(due, tasks.created_at(task) + PATIENCE_S)
+            due: float | None = stamps.seconds(task.not_before)
+            for other in state.tasks.where("slot", tasks.slot_key(task)):
+                gone_at = _gone_at(state, other, task)
+                due = None if due is None or gone_at is None else max(due, gone_at)
+            if due is None:
+                continue
             if now < due:
                 result.wake(due, task.service_id)
                 continue
@@ -50,12 +54,17 @@ class Starter:
         return result
 
 
-def _blocks(state: views.View, other: pb.Task, waiting: pb.Task) -> bool:
-    """Whether `other` still runs, or may, and is to be gone before `waiting` starts."""
+def _gone_at(state: views.View, other: pb.Task, waiting: pb.Task) -> float | None:
+    """When `waiting` need not wait for `other` any more, epoch seconds; 0.0 = now, None = when something changes."""
     if other.id == waiting.id or tasks.ended(other):
-        return False
-    if other.id != waiting.replaces and tasks.runnable(other):
-        return False
+        return 0.0
+    if tasks.runnable(other):
+        # What it replaces runs until it is told to stop, which may well wait until this one is prepared.
+        return None if other.id == waiting.replaces else 0.0
     if tasks.unassigned(other):
-        return other.id == waiting.replaces and tasks.runnable(other)
-    return not tasks.lost(state.nodes.get(other.node_id))
+        return 0.0
+    lease_s = leaving.lease_s(state, other)
+    node = state.nodes.get(other.node_id)
+    if tasks.lost(node):
+        return leaving.down_since(node) + lease_s if node is not None and lease_s else 0.0
+    return None if lease_s else max(tasks.created_at(waiting), stamps.seconds(other.updated_at)) + PATIENCE_S

@@ -39,6 +39,11 @@ def created_at(task: pb.Task) -> float:
     return stamps.seconds(task.created_at)
 
 
+def ran_at(task: pb.Task) -> float:
+    """When a task that runs came to run, as well as it is known. Epoch seconds."""
+    return stamps.seconds(task.running_at) if task.HasField("running_at") else status_at(task)
+
+
 def lost(node: pb.Node | None) -> bool:
     """Whether nothing on the node can be waited for: it is deleted or down."""
     return node is None or node.status.state == pb.NODE_STATE_DOWN
@@ -115,4 +120,5 @@ def significant(old: object, new: object) -> bool:
         or old.desired_state != new.desired_state
         or old.node_id != new.node_id
         or old.running_at != new.running_at
+        or bool(old.status.err) != bool(new.status.err)  # of a task that waits: the scheduler has found no place
     )

@@ -5,7 +5,7 @@ import dataclasses
 from manager import plan
 from manager.orchestrator import dirty, tasks
 from manager.store import ops, views
-from skep import ids, pb
+from skep import durations, ids, pb, policies
 
 
 @dataclasses.dataclass(slots=True)
@@ -25,14 +25,24 @@ class Turn:
         """The task's node; None when it is deleted."""
         return self.state.nodes.get(task.node_id)
 
-    def misplaced(self, task: pb.Task) -> bool:
-        """Whether the task has a node and must leave it."""
-        return bool(task.node_id) and tasks.invalid(self.node(task))
-
     def create(
-        self, *, slot: int, start: tasks.Start, node_id: str = "", replaces: str = "", not_before: float | None = None
+        self,
+        *,
+        slot: int,
+        start: tasks.Start,
+        node_id: str = "",
+        replaces: str = "",
+        not_before: float | None = None,
+        revision_id: str = "",
+        move: pb.MoveReason.ValueType = pb.MOVE_REASON_NONE,
+        failures: int = 0,
     ) -> None:
-        """Plans a new task of the wished revision, on `node_id` if the mode says where."""
+        """Plans a new task of the wished revision (or `revision_id`), on `node_id` if it is said where.
+
+        A task that must never run twice always waits for all others of its slot to be gone.
+        """
+        if policies.lease_s(self.spec.labels) is not None:
+            start = tasks.Start.WHEN_DUE
         op = tasks.create(
             self.service,
             slot=slot,
@@ -43,6 +53,13 @@ class Turn:
             replaces=replaces,
             not_before=self.now if not_before is None else not_before,
         )
+        task = op.object.task
+        task.revision_id = revision_id or task.revision_id
+        task.move = move
+        task.failures = failures
+        if failures and not_before is not None:
+            wait = durations.words(not_before - self.now)
+            task.status.message = f"restarting in {wait}: failed {failures} times in a row"
         self.result.ops.append(op)
 
     def stop(self, task: pb.Task, desired: pb.TaskState.ValueType = pb.TASK_STATE_SHUTDOWN) -> None:

@@ -10,49 +10,13 @@ import dataclasses
 import struct
 from collections.abc import Sequence
 
-from manager.orchestrator import dirty, slots, tasks, turn
+from manager.orchestrator import dirty, handover, slots, tasks, turn, update_settings
 from manager.store import ops
-from skep import pb, stamps
-
-PARALLELISM_DEFAULT = 1  # only when the service has no update configuration at all
-MONITOR_DEFAULT_S = 5.0
+from skep import durations, pb, policies, stamps
 
 _ACTIVE = {pb.UPDATE_STATE_UPDATING: False, pb.UPDATE_STATE_ROLLBACK_STARTED: True}
 _PAUSED = (pb.UPDATE_STATE_PAUSED, pb.UPDATE_STATE_ROLLBACK_PAUSED)
-_BACKWARD = (pb.UPDATE_STATE_ROLLBACK_STARTED, pb.UPDATE_STATE_ROLLBACK_PAUSED)
 _FAILURES = (pb.TASK_STATE_COMPLETE, pb.TASK_STATE_FAILED, pb.TASK_STATE_REJECTED)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
-    """How an update goes, with the defaults filled in."""
-
-    parallelism: int  # 0 = all at once
-    delay_s: float
-    monitor_s: float
-    action: pb.FailureAction.ValueType
-    ratio: float
-    order: pb.UpdateOrder.ValueType
-
-    @property
-    def watch_s(self) -> float:
-        """How long the last slots are watched before the update is over."""
-        return self.delay_s + 1.0 if self.delay_s >= self.monitor_s else self.monitor_s
-
-
-def settings(spec: pb.ServiceSpec, state: pb.UpdateState.ValueType) -> Settings:
-    """The settings for an update in `state`: a rollback has its own."""
-    backward = state in _BACKWARD
-    config = spec.rollback if backward else spec.update
-    configured = spec.HasField("rollback") if backward else spec.HasField("update")
-    return Settings(
-        parallelism=config.parallelism if configured else PARALLELISM_DEFAULT,
-        delay_s=stamps.from_nanos(config.delay),
-        monitor_s=stamps.from_nanos(config.monitor) if config.HasField("monitor") else MONITOR_DEFAULT_S,
-        action=config.failure_action,
-        ratio=config.max_failure_ratio,
-        order=config.order,
-    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,21 +24,16 @@ class _Progress:
     busy: int = 0  # workers
     attempted: int = 0  # slots
     failed: list[pb.Task] = dataclasses.field(default_factory=list)  # attempts that did
+    stuck: list[pb.Task] = dataclasses.field(default_factory=list)  # those of the failed that never ran, and still try
+    given_up: dict[int, None] = dataclasses.field(default_factory=dict)  # positions of slots whose attempt failed
     latest: float = 0.0  # when the last attempt came to run or failed
 
 
 def advance(now: turn.Turn, kept: Sequence[slots.Slot]) -> None:
     """Takes the update of the service as far as it may go now."""
     state = now.service.update_status.state
-    how = settings(now.spec, state)
-    handing_over = False
-    outdated: list[slots.Slot] = []
-    for slot in kept:
-        clean = [task for task in slot.live if not now.comparison.dirty(task)]
-        if clean:
-            handing_over |= len(slot.live) > 1 and _hand_over(now, slot, clean, how)
-        elif not slot.restarted and now.comparison.dirty(slot.newest):
-            outdated.append(slot)
+    how = update_settings.of(now.spec, state)
+    handing_over, outdated = _hand_over(now, kept)
     if state in _PAUSED:
         return
     if state not in _ACTIVE:
@@ -87,7 +46,7 @@ def advance(now: turn.Turn, kept: Sequence[slots.Slot]) -> None:
     free = len(outdated) if how.parallelism == 0 else max(0, how.parallelism - progress.busy)
     for slot in outdated[:free]:
         _start(now, slot, how)
-    if outdated or progress.busy or handing_over:
+    if outdated or progress.busy or any(position not in progress.given_up for position in handing_over):
         return
     over = progress.latest + how.watch_s if progress.attempted else now.now
     if now.now < over:
@@ -98,30 +57,31 @@ def advance(now: turn.Turn, kept: Sequence[slots.Slot]) -> None:
         _write(now, pb.UPDATE_STATE_COMPLETED, "update completed")
 
 
-def _hand_over(now: turn.Turn, slot: slots.Slot, clean: list[pb.Task], how: Settings) -> bool:
-    """The slot has an up-to-date task and others: stops those that are not needed. Whether some still are."""
-    keeper = next((task for task in clean if task.status.state == pb.TASK_STATE_RUNNING), clean[-1])
-    waiting = False
-    for task in slot.live:
-        if task is keeper:
-            continue
-        outdated = now.comparison.dirty(task)
-        if outdated and how.order == pb.UPDATE_ORDER_START_FIRST and keeper.status.state != pb.TASK_STATE_RUNNING:
-            waiting = True
-        else:
-            now.stop(task)
-    return waiting
+def _hand_over(now: turn.Turn, kept: Sequence[slots.Slot]) -> tuple[list[int], list[slots.Slot]]:
+    """Stops predecessors that may go: (positions of slots where an outdated one may not yet, slots only outdated)."""
+    handing_over: list[int] = []
+    outdated: list[slots.Slot] = []
+    for position, slot in enumerate(kept):
+        waits = handover.advance(now, slot)
+        if any(not now.comparison.dirty(task) for task in slot.live):
+            if waits and any(now.comparison.dirty(task) for task in slot.live):
+                handing_over.append(position)
+        elif not slot.restarted and (now.comparison.dirty(slot.newest) or _broken_off(slot)):
+            outdated.append(slot)
+    return handing_over, outdated
 
 
-def _start(now: turn.Turn, slot: slots.Slot, how: Settings) -> None:
-    """Replaces the task of an outdated slot."""
+def _broken_off(slot: slots.Slot) -> bool:
+    """Whether the slot's successor was stopped before its predecessor was, because it had to leave its node, say."""
+    return bool(slot.live) and not tasks.runnable(slot.newest) and slot.newest.status.state not in _FAILURES
+
+
+def _start(now: turn.Turn, slot: slots.Slot, how: update_settings.Settings) -> None:
+    """Creates what is to replace the task of an outdated slot; handover.py stops that one when it may go."""
     previous = slot.live[-1] if slot.live else slot.newest
-    if how.order == pb.UPDATE_ORDER_START_FIRST or not slot.live:
-        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.AT_ONCE, replaces=previous.id)
-        return
-    now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=previous.id)
-    for task in slot.live:
-        now.stop(task)
+    stop_first = slot.live and how.order != pb.UPDATE_ORDER_START_FIRST
+    start = tasks.Start.WHEN_DUE if stop_first else tasks.Start.AT_ONCE
+    now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=previous.id)
 
 
 # ------------------------------------------------------------------ what has happened so far
@@ -145,9 +105,10 @@ def in_progress(service: pb.Service) -> bool:
     return service.update_status.state in _ACTIVE
 
 
-def _measure(now: turn.Turn, kept: Sequence[slots.Slot], how: Settings) -> _Progress:
+def _measure(now: turn.Turn, kept: Sequence[slots.Slot], how: update_settings.Settings) -> _Progress:
     progress = _Progress()
-    for slot in kept:
+    deadline_s = policies.start_deadline_s(now.spec.labels)
+    for position, slot in enumerate(kept):
         first = attempt(now.service, now.comparison, slot.tasks)
         if first is None:
             continue
@@ -157,15 +118,21 @@ def _measure(now: turn.Turn, kept: Sequence[slots.Slot], how: Settings) -> _Prog
             ran_at = stamps.seconds(first.running_at)
             if not ran_at or at - ran_at <= how.monitor_s:
                 progress.failed.append(first)
+                progress.given_up[position] = None
         else:
             current = _standing_for(now, slot, first)
             if current is None:
                 at = tasks.status_at(first)
             elif current.status.state == pb.TASK_STATE_RUNNING:
                 at = _ran_at(now, current)
-            else:
+            elif now.now < (at := tasks.created_at(current) + deadline_s):
                 progress.busy += 1
+                now.wake(at)
                 continue
+            else:
+                progress.failed.append(current)
+                progress.stuck.append(current)
+                progress.given_up[position] = None
         progress.latest = max(progress.latest, at)
         if now.now < at + how.delay_s:
             progress.busy += 1
@@ -199,7 +166,7 @@ def _ran_at(now: turn.Turn, task: pb.Task) -> float:
     return at
 
 
-def _stopped_by_failures(now: turn.Turn, progress: _Progress, outdated: int, how: Settings) -> bool:
+def _stopped_by_failures(now: turn.Turn, progress: _Progress, outdated: int, how: update_settings.Settings) -> bool:
     """Pauses or rolls back when too many attempts failed; whether it did."""
     if how.action == pb.FAILURE_ACTION_CONTINUE or not progress.failed:
         return False
@@ -208,7 +175,11 @@ def _stopped_by_failures(now: turn.Turn, progress: _Progress, outdated: int, how
         return False
     culprit = max(progress.failed, key=lambda task: (tasks.status_at(task), task.id))
     because = f"due to failure or early termination of task {culprit.id}"
-    backward = now.service.update_status.state in _BACKWARD
+    for task in progress.stuck:
+        if task is culprit:
+            after = durations.words(policies.start_deadline_s(now.spec.labels))
+            because = f"because task {task.id} did not come to run within {after}: {_what_it_does(task)}"
+    backward = now.service.update_status.state in update_settings.BACKWARD
     if backward:
         _write(now, pb.UPDATE_STATE_ROLLBACK_PAUSED, f"rollback paused {because}")
         return True
@@ -218,6 +189,10 @@ def _stopped_by_failures(now: turn.Turn, progress: _Progress, outdated: int, how
     else:
         _write(now, pb.UPDATE_STATE_PAUSED, f"update paused {because}")
     return True
+
+
+def _what_it_does(task: pb.Task) -> str:
+    return task.status.err or task.status.message or "its agent says nothing"
 
 
 # ------------------------------------------------------------------ the service object

@@ -10,7 +10,7 @@ from tests.manager.orchestrator import world
 def crash(w: world.World, times: int) -> None:
     for _ in range(times):
         w.report(w.running("web")[0].id, pb.TASK_STATE_FAILED)
-        w.go(for_s=6.0)
+        w.go(for_s=400.0)  # longer than any restart delay
 
 
 def one_task(*, max_attempts: int = 0) -> world.World:
