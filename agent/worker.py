@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 BEGINNINGS_MAX = 32  # tasks prepared or started at the same time; more only makes each of them slower
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
+TIDY_S = 300.0  # between two looks whether the runtime's disk is too full
 RESTART_S = 5.0  # a driver that crashed is our fault; its task must not suffer for long
 
 Listener = Callable[[str, pb.TaskStatus], None]
@@ -39,6 +40,7 @@ class Worker:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
         self._tools = driver.Tools(
             runtime=runtime,
             node=lambda: self._node,
@@ -62,14 +64,16 @@ class Worker:
         """Takes up the recorded tasks where they were left, and follows the runtime's events."""
         self._resume()
         self._watching = asyncio.create_task(self._watch(), name="worker.events")
+        self._tidying = asyncio.create_task(self._tidy(), name="worker.tidy")
 
     async def close(self) -> None:
         """Lets go of all tasks and leaves them running."""
-        tasks = [task for task in (self._watching, self._sweeping, *self._running.values()) if task is not None]
+        background = (self._watching, self._sweeping, self._tidying)
+        tasks = [task for task in (*background, *self._running.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._watching = self._sweeping = None
+        self._watching = self._sweeping = self._tidying = None
         self._running.clear()
 
     async def remove_all(self) -> None:
@@ -211,6 +215,17 @@ class Worker:
             return
         for each in self._drivers.values():
             each.look()
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_S * self._rng.uniform(0.8, 1.2))
+            needed = [each.spec.task.container.image for each in self._revisions.values()]
+            try:
+                await self._runtime.tidy(needed)
+            except (errors.SkepError, OSError) as error:
+                log.warning("worker.not_tidied", error=str(error))
+            except Exception:
+                log.exception("worker.tidying_failed")
 
     def _sweep_soon(self) -> None:
         if self._sweeping is not None:

@@ -7,7 +7,7 @@ its containers on the runtime's side (labels, files), never only in memory.
 
 import dataclasses
 import enum
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Protocol
 
 from agent.runtime import access as entering
@@ -128,6 +128,10 @@ class Runtime(Protocol):
 
     async def remove(self, task_id: str) -> None:
         """Removes whatever is left of the task: container, anonymous volumes, directory, logs."""
+        ...
+
+    async def tidy(self, needed: Collection[str]) -> None:
+        """Makes room where the runtime's disk is too full; `needed` are the images that must stay."""
         ...
 
     async def observe(self, task_id: str) -> Observation:

@@ -32,7 +32,8 @@ async def choose(
         return await _automatic(node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng)
     runtime: base.Runtime
     if kind == "docker":
-        runtime = docker.DockerRuntime(node_id=node_id, socket=docker_socket, clock=clock, rng=rng)
+        notes = directory / "images.json"
+        runtime = docker.DockerRuntime(node_id=node_id, socket=docker_socket, clock=clock, rng=rng, notes=notes)
     elif kind == "process":
         runtime = process.ProcessRuntime(node_id=node_id, directory=directory, clock=clock, rng=rng)
     elif kind == "memory":

@@ -8,7 +8,7 @@ import asyncio
 import builtins
 import collections
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 from agent.runtime import access, base, bell, refuse
 from skep import clock, errors, ids, pb, stamps
@@ -152,6 +152,9 @@ class MemoryRuntime:
         if entry is not None:
             self._end(entry)
             self._bell.ring(task_id)
+
+    async def tidy(self, needed: Collection[str]) -> None:
+        """There are no images here."""
 
     async def observe(self, task_id: str) -> base.Observation:
         """See base.Runtime."""

@@ -11,14 +11,15 @@ lack labels, which then means "look at all"; short image names become localhost/
 import asyncio
 import builtins
 import contextlib
+import pathlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import structlog
 
 from agent.runtime import base, vault
-from agent.runtime.docker import access, client, events, images, logs, spec
+from agent.runtime.docker import access, cleaning, client, events, images, logs, spec
 from skep import clock, errors, ids, pb
 
 log = structlog.get_logger(__name__)
@@ -50,14 +51,23 @@ class DockerRuntime:
     name = "docker"
 
     def __init__(
-        self, *, node_id: str, socket: str, clock: clock.Clock, rng: ids.Rng, call_s: float = client.CALL_S
+        self,
+        *,
+        node_id: str,
+        socket: str,
+        clock: clock.Clock,
+        rng: ids.Rng,
+        call_s: float = client.CALL_S,
+        notes: pathlib.Path | None = None,
     ) -> None:
-        """`call_s` is how long the engine may take for what it should answer at once."""
+        """`call_s` is how long the engine may take for what it should answer at once; `notes` is the file that keeps
+        which images were pulled."""
         self._node_id = node_id
         self._clock = clock
         self._rng = rng
         self._engine = client.Client(socket, call_s=call_s)
-        self._images = images.Images(self._engine)
+        self._cleaner = cleaning.Cleaner(self._engine, clock=clock, notes=notes)
+        self._images = images.Images(self._engine, self._cleaner)
         self._vault = vault.Vault(node_id=node_id)
         self._containers: dict[str, str] = {}  # task ID -> container ID
         self.access = access.DockerAccess(self._engine, self._inspect)
@@ -157,6 +167,10 @@ class DockerRuntime:
                 )
         except client.EngineFailed as error:
             raise base.TaskTemporary(f"removing the container: {error}") from error
+
+    async def tidy(self, needed: Collection[str]) -> None:
+        """Removes images that were pulled here and that nothing needs, while the engine's disk is too full."""
+        await self._cleaner.tidy(needed)
 
     async def observe(self, task_id: str) -> base.Observation:
         """Asks the engine."""

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from agent.runtime import base
-from agent.runtime.docker import client
+from agent.runtime.docker import cleaning, client
 from skep import errors
 
 log = structlog.get_logger(__name__)
@@ -63,13 +63,15 @@ class Progress:
 class Images:
     """The engine's images."""
 
-    def __init__(self, engine: client.Client) -> None:
+    def __init__(self, engine: client.Client, cleaner: cleaning.Cleaner) -> None:
         self._engine = engine
+        self._cleaner = cleaner
         self._pulls: dict[str, tuple[asyncio.Task[None], list[Callable[[str], None]]]] = {}
 
     async def ensure(self, image: str, *, auth: str, progress: Callable[[str], None]) -> None:
         """Returns once the image is here. Raises TaskFatal when it never will be, TaskTemporary when it may."""
         if await self._present(image):
+            self._cleaner.wanted(image)
             return
         if image not in self._pulls:
             pull = asyncio.create_task(self._pull(image, auth), name=f"pull {image}")
@@ -129,6 +131,7 @@ class Images:
             log.warning("image.not_pulled", image=image, error=failure)
             kind = base.TaskFatal if hopeless(failure) else base.TaskTemporary
             raise kind(f"cannot pull image {image}: {failure}")
+        self._cleaner.pulled(image)
 
     def _tell(self, image: str, line: str) -> None:
         if image in self._pulls:

@@ -12,7 +12,7 @@ import pathlib
 import platform
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
 import structlog
@@ -233,6 +233,9 @@ class ProcessRuntime:
         if run is not None and directory.read_exit() is None:
             await asyncio.to_thread(leftovers.kill, run, task, node_id=self._node_id)
         await asyncio.to_thread(self._vault.drop, task.task_id)
+
+    async def tidy(self, needed: Collection[str]) -> None:
+        """There are no images here."""
 
     async def observe(self, task_id: str) -> base.Observation:
         """Read from the task's directory and /proc each time."""

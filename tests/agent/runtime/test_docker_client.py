@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from agent.runtime import base, docker
-from agent.runtime.docker import client, images
+from agent.runtime.docker import cleaning, client, images
 from skep import clock, errors, ids
 
 Handler = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
@@ -123,7 +123,7 @@ def test_one_pull_for_many_waiting_tasks(tmp_path: pathlib.Path) -> None:
 
     async def main() -> None:
         async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
-            store, said = images.Images(made), list[str]()
+            store, said = images.Images(made, cleaning.Cleaner(made, clock=clock.SystemClock())), list[str]()
             waiting = [
                 asyncio.create_task(store.ensure("web:1", auth="secret", progress=said.append)) for _ in range(20)
             ]
@@ -152,7 +152,7 @@ def test_pull_errors_within_the_stream(tmp_path: pathlib.Path) -> None:
 
     async def main() -> None:
         async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
-            store = images.Images(made)
+            store = images.Images(made, cleaning.Cleaner(made, clock=clock.SystemClock()))
             for image, kind in (("gone", base.TaskFatal), ("denied", base.TaskFatal), ("busy", base.TaskTemporary)):
                 with pytest.raises(kind, match=f"cannot pull image {image}: "):
                     await store.ensure(image, auth="", progress=lambda _: None)
