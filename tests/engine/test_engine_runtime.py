@@ -265,11 +265,13 @@ def test_image_that_cannot_be_pulled(node: conftest.Node) -> None:
     node.run(body)
 
 
-def test_missing_bind_source(node: conftest.Node) -> None:
+def test_missing_bind_source(node: conftest.Node, tmp_path: pathlib.Path) -> None:
+    source = str(tmp_path / "absent")
+
     async def body(runtime: docker.DockerRuntime) -> None:
-        mount = pb.Mount(type=pb.MOUNT_TYPE_BIND, source="/no/such/source", target="/x")
+        mount = pb.Mount(type=pb.MOUNT_TYPE_BIND, source=source, target="/x")
         work = shell(node, "true", spec=container(mounts=[mount]))
-        with pytest.raises(base.TaskFatal, match="invalid bind mount source, source path not found: /no/such/source"):
+        with pytest.raises(base.TaskFatal, match=f"invalid bind mount source, source path not found: {source}"):
             await runtime.prepare(work, lambda _: None)
 
     node.run(body)
