@@ -77,6 +77,11 @@ class Session:
         self._error: errors.SkepError | None = None
         self._last_words: pb.ManagerMessage | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or is about to."""
+        return self._over.is_set()
+
     # ---------------------------------------------------------------- what is due
 
     def heartbeat(self) -> None:

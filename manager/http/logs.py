@@ -108,6 +108,8 @@ async def _frames(
                 stream = 2 if entry.stream == pb.LOG_STREAM_STDERR else 1
                 yield payload if tty else _frame(stream, payload)
     except errors.SkepError as problem:
+        if not call.context.manager.committer.is_leader:
+            raise  # breaks the answer off: whoever asks again gets the rest from the new leader
         # The status line is long gone: the client learns it from the stream, and fails as it should.
         text = (problem.message + "\n").encode()
         yield text if tty else _frame(SYSTEM_ERROR, text)
@@ -176,6 +178,9 @@ class _Follower:
             if self._query.task_ids:
                 self._start(self._query)
             while True:
+                if not self._manager.committer.is_leader:
+                    await self._queue.put(errors.Unavailable("this manager does not lead any more"))
+                    return
                 self._look()
                 gone = self._manager.store.view().services.get(self._service_id) is None
                 if gone and not self._readers:

@@ -114,7 +114,10 @@ class ManagerPart:
             counters=self._metrics.dispatcher,
         )
         self.committer = self._raft
-        self.logs = logs.Logs(store=self.store, session_of=self._dispatcher.session_of, clock=self._clock)
+        sessions = self._dispatcher
+        self.logs = logs.Logs(
+            store=self.store, session_of=sessions.session_of, clock=self._clock, leading=lambda: sessions.leading
+        )
         self.channels = channels.Channels(store=self.store, session_of=self._dispatcher.session_of)
         try:
             await self._serve(transport, self._dispatcher)

@@ -99,21 +99,66 @@ def test_a_slow_reader_stalls_its_request_and_nothing_else() -> None:
     virtual_time.run(main)
 
 
-def test_a_node_that_goes_away_ends_the_request_with_a_word() -> None:
+def test_a_followed_task_is_read_on_once_its_node_is_back() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            await cluster.create(joined.task("t1", "n1"))
+            await until(lambda: cluster.state("t1") == joined.RUN)
+            agent.runtime.print_line("t1", "one")
+            agent.runtime.print_line("t1", "two, at the same moment")
+            source = logs.Logs(store=cluster.store, session_of=cluster.dispatcher.session_of, clock=cluster.clock)
+            reading = source.read(backend.LogQuery(["t1"], follow=True))
+            assert (await anext(reading))[1].data == b"one\n"
+            assert (await anext(reading))[1].data == b"two, at the same moment\n"
+            network.cut["n1"] = None
+            await network.open["n1"].close()
+            _, entry = await anext(reading)
+            assert entry.stream == pb.LOG_STREAM_STDERR
+            assert entry.data == b"skep: node n1 disconnected unexpectedly\n"
+            agent.runtime.print_line("t1", "three")
+            following = asyncio.ensure_future(anext(reading))
+            await asyncio.sleep(20)
+            del network.cut["n1"]
+            assert (await following)[1].data == b"three\n"
+            await reading.aclose()
+
+    virtual_time.run(main)
+
+
+def test_a_task_that_died_with_its_node_has_its_last_words() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            dead = joined.task("t1", "n1", state=pb.TASK_STATE_FAILED, desired=pb.TASK_STATE_SHUTDOWN)
+            dead.status.last_output = "first\nlast\n"
+            network.cut["n1"] = None
+            await agent.stop()
+            await until(lambda: cluster.node("n1").status.state == pb.NODE_STATE_DOWN)
+            await cluster.create(dead)
+            words = ["first\n", "last\n", "skep: node n1 is not available\n"]
+            for follow in (False, True):
+                assert [text for _, text in await gather(cluster, backend.LogQuery(["t1"], follow=follow))] == words
+            assert [text for _, text in await gather(cluster, backend.LogQuery(["t1"], tail=1))] == words[1:]
+
+    virtual_time.run(main)
+
+
+def test_a_manager_that_loses_the_lead_breaks_off() -> None:
     async def main() -> None:
         async with joined.joined("n1") as (network, cluster, (agent,)):
             await cluster.create(joined.task("t1", "n1"))
             await until(lambda: cluster.state("t1") == joined.RUN)
             agent.runtime.print_line("t1", "hello")
-            source = logs.Logs(store=cluster.store, session_of=cluster.dispatcher.session_of, clock=cluster.clock)
+            sessions = cluster.dispatcher
+            source = logs.Logs(
+                store=cluster.store, session_of=sessions.session_of, clock=cluster.clock,
+                leading=lambda: sessions.leading,
+            )  # fmt: skip
             reading = source.read(backend.LogQuery(["t1"], follow=True))
             assert (await anext(reading))[1].data == b"hello\n"
-            await network.open["n1"].close()
-            _, entry = await anext(reading)
-            assert entry.stream == pb.LOG_STREAM_STDERR
-            assert entry.data == b"skep: node n1 disconnected unexpectedly\n"
-            with pytest.raises(StopAsyncIteration):
+            await sessions.stop()
+            with pytest.raises(errors.Unavailable, match="does not lead any more"):
                 await anext(reading)
+            assert network.dialled
 
     virtual_time.run(main)
 
