@@ -13,6 +13,7 @@ BATCH_TRANSACTIONS_MAX = 2_000  # one entry; bounds how long applying one entry 
 WAITING_BYTES_MAX = 32 * MIB  # proposals not yet in the log; beyond it callers get Unavailable
 WAITING_TRANSACTIONS_MAX = 20_000
 UNCOMMITTED_BYTES_MAX = 8 * MIB  # entries in the log that wait for a majority; beyond it no new entry is formed
+KEEP_BYTES_MAX = 8 * MIB  # entries kept behind a snapshot: they are written anew, which holds up the log
 APPEND_BYTES_MAX = MIB  # entries in one message; a single larger entry travels alone
 IN_FLIGHT_BYTES_MAX = 8 * MIB  # sent to one follower and not yet acknowledged
 IN_FLIGHT_ENTRIES_MAX = 4_096

@@ -163,7 +163,7 @@ class RaftCore(election.Election):
             return
         floor = self._transfers.floor()
         keep_from = taken.index + 1 - self.times.keep_entries
-        self.journal.compact(taken, keep_from=keep_from if floor is None else min(keep_from, floor + 1))
+        self.journal.compact(taken, keep_from=keep_from, needed_from=None if floor is None else floor + 1)
 
     def tick(self, now: float) -> None:
         """Does whatever is due: elections, commits, applying, reads, sending, snapshots."""

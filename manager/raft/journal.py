@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manager.raft import commands, ops, snapshot
+from manager.raft import commands, config, ops, snapshot
 from skep import errors
 
 FIRST_INDEX = 1  # the sentinel of an empty log; the library begins there
@@ -48,7 +48,7 @@ class Journal:
             self._configurations = _configurations(state.entries)
             self.durable_index = self.last_index
             self.durable_term = self.term
-        self.size_bytes = sum(len(entry[0]) for entry in self.entries)
+        self.size_bytes = sum(len(entry[0]) for entry in self.entries[1:])  # the sentinel is nothing to keep
         self._cut_floor = self.last_index
 
     def _begin(self, members: Mapping[str, str]) -> None:
@@ -169,13 +169,24 @@ class Journal:
 
     # ---------------------------------------------------------------- snapshots
 
-    def compact(self, taken: snapshot.Snapshot, *, keep_from: int) -> None:
-        """A snapshot of our own counts from now on; entries before `keep_from` are dropped, in the same batch."""
+    def compact(self, taken: snapshot.Snapshot, *, keep_from: int, needed_from: int | None = None) -> None:
+        """A snapshot of our own counts from now on; entries before `keep_from` are dropped, in the same batch.
+
+        Of those that the snapshot covers no more is kept than KEEP_BYTES_MAX: what stays is written anew, and nothing
+        that others wait for gets to the disk meanwhile. Entries from `needed_from` on stay whatever they weigh.
+        """
+        if needed_from is not None:
+            keep_from = min(keep_from, needed_from)
+        covered = min(taken.index, taken.index if needed_from is None else needed_from - 1) - self.first_index
         drop = min(keep_from, taken.index + 1) - 1 - self.first_index
+        kept_bytes = sum(len(entry[0]) for entry in self.entries[max(drop, 0) + 1 : covered + 1])
+        while drop < covered and kept_bytes > config.KEEP_BYTES_MAX:
+            drop = max(drop, 0) + 1
+            kept_bytes -= len(self.entries[drop][0])
         self.snapshot = taken
         self._queued.append(ops.Taken(taken))
         if drop > 0:
-            self.size_bytes -= sum(len(entry[0]) for entry in self.entries[: drop + 1])
+            self.size_bytes -= sum(len(entry[0]) for entry in self.entries[1 : drop + 1])
             self.entries = self.entries[drop:]
             self.entries[0] = (commands.NOOP, self.entries[0][1], self.entries[0][2])
             self._queued.append(ops.Head(self.entries[0][1], self.entries[0][2]))
@@ -188,7 +199,7 @@ class Journal:
             tail = self.entries[taken.index - self.first_index + 1 :]
         self.snapshot = taken
         self.entries = [(commands.NOOP, taken.index, taken.term), *tail]
-        self.size_bytes = sum(len(entry[0]) for entry in self.entries)
+        self.size_bytes = sum(len(entry[0]) for entry in tail)
         if not tail:
             self._queued.append(ops.Cut(0))
             self._cut_floor = min(self._cut_floor, taken.index)

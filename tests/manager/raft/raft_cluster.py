@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import pathlib
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +20,15 @@ from skep.security import identity
 
 FAST = config.RaftConfig(heartbeat_s=0.05, election_min_s=0.3, election_max_s=0.6, snapshot_entries=1000)
 VALIDITY = datetime.timedelta(days=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Papers:
+    """What a manager shows and believes: the authority's certificate, its own key and certificate, all PEM."""
+
+    authority: bytes
+    key: bytes
+    certificate: bytes
 
 
 class Authority:
@@ -57,6 +67,10 @@ class Authority:
         )
         return pem, self._sign(name, role, key.public_key(), authority=False)
 
+    def papers(self, name: str) -> Papers:
+        """A manager's."""
+        return Papers(self.certificate, *self.issue(name))
+
 
 def peer_of(context: Any) -> identity.Peer:
     """The identity in the caller's certificate."""
@@ -71,19 +85,19 @@ def peer_of(context: Any) -> identity.Peer:
 class Manager:
     """One manager: server, transport, store, consensus."""
 
-    def __init__(self, name: str, root: pathlib.Path, authority: Authority, times: config.RaftConfig) -> None:
+    def __init__(self, name: str, root: pathlib.Path, papers: Papers, times: config.RaftConfig) -> None:
         self.name = name
         self.addr = ""
         self._directory = root / name
-        self._authority = authority
-        self._key, self._certificate = authority.issue(name)
+        self._papers = papers
         self._times = times
         self.store = store.Store()
         self.node: node.RaftNode
         self._server: grpc.aio.Server | None = None
 
     def dial(self, addr: str) -> grpc.aio.Channel:
-        credentials = grpc.ssl_channel_credentials(self._authority.certificate, self._key, self._certificate)
+        papers = self._papers
+        credentials = grpc.ssl_channel_credentials(papers.authority, papers.key, papers.certificate)
         options = (*grpc_transport.CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", identity.MANAGER_NAME))
         return grpc.aio.secure_channel(addr, credentials, options=options)
 
@@ -92,8 +106,9 @@ class Manager:
         self.transport = grpc_transport.GrpcTransport(node_id=self.name, dial=self.dial, peer_of=peer_of)
         self._server = grpc.aio.server()
         self.transport.register(self._server)
+        papers = self._papers
         credentials = grpc.ssl_server_credentials(
-            [(self._key, self._certificate)], self._authority.certificate, require_client_auth=True
+            [(papers.key, papers.certificate)], papers.authority, require_client_auth=True
         )
         port = self._server.add_secure_port(self.addr or "127.0.0.1:0", credentials)
         self.addr = f"127.0.0.1:{port}"
@@ -142,7 +157,7 @@ class Cluster:
         self.managers: dict[str, Manager] = {}
 
     def new(self, name: str) -> Manager:
-        self.managers[name] = Manager(name, self._root, self.authority, self._times)
+        self.managers[name] = Manager(name, self._root, self.authority.papers(name), self._times)
         return self.managers[name]
 
     async def start(self, count: int) -> None:

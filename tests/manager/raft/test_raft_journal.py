@@ -2,7 +2,7 @@
 
 import pytest
 
-from manager.raft import commands, journal, ops, snapshot
+from manager.raft import commands, config, journal, ops, snapshot
 from skep import errors
 
 MEMBERS = {"a": "h:1", "b": "h:2"}
@@ -113,3 +113,22 @@ def test_a_received_snapshot_keeps_a_tail_that_continues_it(term: int, last: int
     written(entries, state)
     assert journal.Journal(state).entries == entries.entries
     assert entries.durable_index == last
+
+
+def test_behind_a_snapshot_only_so_many_bytes_are_kept() -> None:
+    def full() -> journal.Journal:
+        kept = journal.Journal(None, bootstrap={"a": "h:1"})
+        for index in range(3, 41):
+            kept.add(b"\x00" + bytes(config.MIB), index, 1)
+        kept.take()
+        return kept
+
+    taken = snapshot.Snapshot(index=30, term=1, members={"a": "h:1"}, members_index=2, blocks=1)
+    kept = full()
+    kept.compact(taken, keep_from=5)
+    assert kept.first_index == 23, "seven of the entries that the snapshot covers, and all later ones"
+    assert kept.last_index == 40
+    assert kept.size_bytes == sum(len(entry[0]) for entry in kept.entries[1:])
+    kept = full()
+    kept.compact(taken, keep_from=20, needed_from=10)
+    assert kept.first_index == 9, "a follower is getting an older snapshot and needs what comes after it"
