@@ -24,7 +24,7 @@ class Action(enum.Enum):
     REMOVED = "removed"
     LOST = "lost"  # stays on a node that is gone, until the node returns
     HELD = "held"  # ought to be replaced, but the update does not come that far
-    INFEASIBLE = "infeasible"  # no node takes it
+    INFEASIBLE = "infeasible"  # no node takes the new task; one that is there may stay
 
 
 class Verdict(enum.Enum):
@@ -252,7 +252,9 @@ class _Slot:
         if waiting is not None:
             if self._comparison is None and waiting.id in known:
                 return None  # it waits now as well
-            return self._of(here, waiting, Action.INFEASIBLE, waiting.status.err or "waits")
+            # What it was to replace may well run on.
+            staying = next((task for task in self._new if _placed(task)), waiting)
+            return self._of(here, staying, Action.INFEASIBLE, waiting.status.err or "waits")
         if not self._new:
             return None if here is None else self._of(here, None, Action.REMOVED)
         kept = next((task for task in reversed(self._new) if task.id in known and _placed(known[task.id])), None)
