@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from skep import clock, errors
@@ -39,6 +39,7 @@ STALE = "Skep-Stale"  # header of requests that accept an old answer, and of suc
 MESSAGE_CHARS_MAX = 2000  # of an error body that is not ours
 
 Json = dict[str, Any]
+Query = Mapping[str, str] | Sequence[tuple[str, str]]
 T = TypeVar("T")
 
 
@@ -158,14 +159,44 @@ class Client:
                     self._on_retry(problem.message)
                 self._pause(RETRY_PAUSE_S)
 
-    def stream(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[bytes]:
-        """The bytes of an answer as they come, until the server ends it. Close the iterator to leave early."""
+    def resumed(self, attempt: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What `attempt` yields. It is called again when it breaks off, until nothing new has come for `patience_s`."""
+        deadline: float | None = None
+        while True:
+            try:
+                for item in attempt():
+                    deadline = None
+                    yield item
+                return
+            except errors.Unavailable as problem:
+                now = self._clock.now()
+                if self._on_retry is not None and deadline is None:
+                    self._on_retry(problem.message)
+                deadline = now + self._patience_s if deadline is None else deadline
+                if not _worth_waiting(problem, reached=self._reached) or now >= deadline:
+                    raise
+                self._pause(RETRY_PAUSE_S)
+
+    def stream(self, path: str, query: Query | None = None) -> Generator[bytes, None, None]:
+        """The bytes of an answer as they come, until the server ends it. Close the iterator to leave early.
+
+        Raises Unavailable when the answer breaks off, besides what `request` raises.
+        """
         connection = _UnixConnection(self._path, timeout_s=self._timeout_s)
         with contextlib.closing(connection):
-            response = self._exchange(connection, "GET", _target(path, query), None, {})
+            try:
+                response = self._exchange(connection, "GET", _target(path, query), None, {})
+            except (OSError, http.client.HTTPException) as problem:
+                raise self._broken(problem, reading=True) from problem
             if connection.sock is not None:
                 connection.sock.settimeout(None)  # a followed log may be silent for hours
-            while chunk := response.read1(65536):
+            while True:
+                try:
+                    chunk = response.read1(65536)
+                except (OSError, http.client.HTTPException) as problem:
+                    raise self._broken(problem, reading=True) from problem
+                if not chunk:
+                    return
                 yield chunk
 
     def connect(self, path: str, *, body: Any = None) -> socket.socket:
@@ -331,7 +362,7 @@ def _worth_waiting(problem: errors.Unavailable, *, reached: bool) -> bool:
     return isinstance(problem, _NoLeader | _Interrupted) or (isinstance(problem, _NotReached) and reached)
 
 
-def _target(path: str, query: Mapping[str, str] | None) -> str:
+def _target(path: str, query: Query | None) -> str:
     prefix = "" if path.startswith(("/skep/", "/_ping")) else API
     return prefix + path + ("?" + urllib.parse.urlencode(query) if query else "")
 

@@ -12,13 +12,22 @@ from typing import Any
 from typing_extensions import override
 
 from manager.control import lookup
-from manager.http import messages, routing
+from manager.http import messages, render, routing
 from manager.store import commit
 from skep import channel, errors, frames, pb
 
 EXEC_FIELDS = frozenset({"Cmd", "Tty", "AttachStdin", "AttachStdout", "AttachStderr", "Env", "User", "WorkingDir",
                          "ConsoleSize"})  # fmt: skip
 PORT_MAX = 2**16 - 1
+
+
+async def inspect_task(call: messages.Call) -> messages.Response:
+    """GET: the task as Docker shows it, and the last output of one that has failed."""
+    view = call.context.manager.store.view()
+    row = lookup.entered_task(view, call.params["id"])
+    shown = render.Tasks(view).render(row)
+    shown["Status"]["LastOutput"] = row.status.last_output
+    return messages.json_response(shown)
 
 
 async def run_command(call: messages.Call) -> messages.Response:
@@ -240,6 +249,7 @@ async def _data(pipe: channel.Channel) -> AsyncIterator[pb.ChannelData]:
 
 _WRITE, _RAW = routing.Scope.WRITE, routing.Transfer.RAW
 ROUTES = (
+    routing.Route("GET", "/skep/v1/tasks/{id}", routing.Scope.READ, inspect_task),
     routing.Route("POST", "/skep/v1/tasks/{id}/exec", _WRITE, run_command, _RAW),
     routing.Route("POST", "/skep/v1/tasks/{id}/forward/{port}", _WRITE, connect, _RAW),
     routing.Route("GET", "/skep/v1/tasks/{id}/archive", routing.Scope.READ, read_archive),

@@ -1,8 +1,8 @@
 """service logs: what tasks have printed, with the task and node in front of every line."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import click
 
@@ -13,6 +13,7 @@ HEADER_BYTES = 8  # Docker's frames: stream, three zeros, the payload's length i
 FRAME_BYTES_MAX = 16 << 20
 STDERR = 2
 SYSTEM_ERROR = 3
+CLOCK_STEP_S = 1e-6  # what rounding a time stamp to a float may cost
 
 
 def frames(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -92,6 +93,76 @@ class _Prefixes:
         return f"{name}@{self._nodes.get(node_id, node_id)}"
 
 
+class Line(NamedTuple):
+    """One entry of the logs."""
+
+    stream: int
+    stamp: bytes
+    details: Mapping[str, str]
+    text: bytes
+
+
+class Lines:
+    """The lines of the logs at a path. When the answer breaks off they go on where they were, none twice."""
+
+    def __init__(self, connection: client.Client, path: str, query: Mapping[str, str]) -> None:
+        """`query` without timestamps and details: those are always asked for, to know where to go on."""
+        self._client = connection
+        self._path = path
+        self._query = {**query, "timestamps": "1", "details": "1"}
+        self._last: dict[str, tuple[bytes, int]] = {}  # of each task: the last time stamp, and how many lines had it
+        self._again: dict[str, tuple[bytes, int]] = {}  # the same, of what is still to be left out when it comes again
+
+    def __iter__(self) -> Iterator[Line]:
+        return self._client.resumed(self._attempt)
+
+    def _attempt(self) -> Iterator[Line]:
+        self._again = dict(self._last)
+        for stream, payload in frames(self._client.stream(self._path, self._from_here())):
+            if stream == SYSTEM_ERROR:
+                yield Line(stream, b"", {}, payload)
+                continue
+            stamp, details, line = details_of(payload, timestamps=True)
+            if self._new(details.get("com.docker.swarm.task.id", ""), stamp):
+                yield Line(stream, stamp, details, line)
+
+    def _from_here(self) -> dict[str, str]:
+        if not self._last:
+            return self._query
+        earliest = min(text.seconds_of(stamp.decode()) or 0.0 for stamp, _ in self._last.values())
+        return {**self._query, "tail": "all", "since": f"{max(0.0, earliest - CLOCK_STEP_S):.9f}"}
+
+    def _new(self, task_id: str, stamp: bytes) -> bool:
+        """Notes the line; False for one that has come before."""
+        known, left = self._again.get(task_id, (b"", 0))
+        if stamp < known:
+            return False
+        if stamp == known and left:
+            self._again[task_id] = (known, left - 1)
+            return False
+        self._again.pop(task_id, None)
+        last, count = self._last.get(task_id, (b"", 0))
+        self._last[task_id] = (stamp, count + 1 if stamp == last else 1)
+        return True
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--details", is_flag=True, help="Show the details that the log driver adds."),
+        click.option("--raw", is_flag=True, help="Show only what was printed."),
+        click.option("--no-resolve", is_flag=True, help="Show IDs in place of names."),
+        click.option("--no-task-ids", is_flag=True, help="Leave the task IDs out."),
+        click.option("--no-trunc", is_flag=True, help="Show task IDs in full."),
+        click.option("-t", "--timestamps", is_flag=True, help="Show when a line was printed."),
+        click.option("--since", help="Show what was printed since then: 42m, or 2026-01-02T13:23:37Z."),
+        click.option("-n", "--tail", default="all", show_default=True,
+                     help="Lines to show from the end, of every task."),
+        click.option("-f", "--follow", is_flag=True, help="Go on showing what is printed."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @click.command(
     cls=lazy.Command,
     examples=(
@@ -100,21 +171,28 @@ class _Prefixes:
         "skep service logs --since 10m --timestamps web",
     ),
 )
-@click.option("-f", "--follow", is_flag=True, help="Go on showing what is printed.")
-@click.option("-n", "--tail", default="all", show_default=True, help="Lines to show from the end, of every task.")
-@click.option("--since", help="Show what was printed since then: 42m, or 2026-01-02T13:23:37Z.")
-@click.option("-t", "--timestamps", is_flag=True, help="Show when a line was printed.")
-@click.option("--no-trunc", is_flag=True, help="Show task IDs in full.")
-@click.option("--no-task-ids", is_flag=True, help="Leave the task IDs out.")
-@click.option("--no-resolve", is_flag=True, help="Show IDs in place of names.")
-@click.option("--raw", is_flag=True, help="Show only what was printed.")
-@click.option("--details", is_flag=True, help="Show the details that the log driver adds.")
+@_options
 @click.argument("reference", metavar="SERVICE|TASK", shell_complete=completing.services)
 @app.pass_app
-def logs(
+def logs(state: app.App, /, *, reference: str, **options: Any) -> None:
+    """Show what the tasks of a service, or one task, have printed. Standard error goes to standard error."""
+    _show(state, reference, _source(state, reference), **options)
+
+
+@click.command("logs", cls=lazy.Command, examples=("skep task logs web.2", "skep task logs --follow --tail 20 web.2"))
+@_options
+@click.argument("reference", metavar="TASK|SERVICE.SLOT")
+@app.pass_app
+def task_logs(state: app.App, /, *, reference: str, **options: Any) -> None:
+    """Show what a task has printed; SERVICE.SLOT is the one that runs there, or did last."""
+    _show(state, reference, _task_source(state, reference), **options)
+
+
+def _show(
     state: app.App,
-    *,
     reference: str,
+    source: tuple[str, bool],
+    *,
     follow: bool,
     tail: str,
     since: str | None,
@@ -125,37 +203,49 @@ def logs(
     raw: bool,
     details: bool,
 ) -> None:
-    """Show what the tasks of a service, or one task, have printed. Standard error goes to standard error."""
-    path, terminal = _source(state, reference)
+    path, terminal = source
     query = {"stdout": "1", "stderr": "1", "tail": _tail(tail)}
     if follow:
         query["follow"] = "1"
-    if timestamps:
-        query["timestamps"] = "1"
     if since is not None:
         try:
             query["since"] = since_seconds(since, now=state.wall.now())
         except ValueError as problem:
             raise click.UsageError(f"Invalid value for '--since': {problem}") from None
-    if terminal and not raw:
-        raise errors.Invalid(f"the tasks of {reference} write to a terminal: their logs can only be shown with --raw")
-    if not raw or details:
-        query["details"] = "1"
-    prefixes = None if raw else _Prefixes(state, resolve=not no_resolve, trunc=not no_trunc, ids=not no_task_ids)
-    chunks = state.client.stream(path, query)
     if terminal:
-        for chunk in chunks:
-            _write(sys.stdout.buffer, [chunk])
+        _show_terminal(state, reference, path, query, timestamps=timestamps, raw=raw, details=details)
         return
-    for stream, payload in frames(chunks):
-        out = sys.stderr.buffer if stream in (STDERR, SYSTEM_ERROR) else sys.stdout.buffer
-        if prefixes is None:
-            _write(out, [payload])
+    prefixes = None if raw else _Prefixes(state, resolve=not no_resolve, trunc=not no_trunc, ids=not no_task_ids)
+    for line in Lines(state.client, path, query):
+        out = sys.stderr.buffer if line.stream in (STDERR, SYSTEM_ERROR) else sys.stdout.buffer
+        if line.stream == SYSTEM_ERROR:
+            _write(out, [line.text])
             continue
-        stamp, context, line = details_of(payload, timestamps=timestamps)
-        extra = ",".join(f"{key}={value}" for key, value in context.items() if not key.startswith("com.docker.swarm."))
-        pieces = [prefixes.of(context).encode(), stamp + b" " if stamp else b""]
-        _write(out, [*pieces, f"{extra} ".encode() if details and extra else b"", line])
+        shown = line.details.items()
+        extra = ",".join(f"{key}={value}" for key, value in shown if not key.startswith("com.docker.swarm."))
+        stamp = line.stamp + b" " if timestamps else b""
+        head = prefixes.of(line.details).encode() if prefixes is not None else b""
+        _write(out, [head, stamp, f"{extra} ".encode() if details and extra else b"", line.text])
+
+
+def _show_terminal(
+    state: app.App,
+    reference: str,
+    path: str,
+    query: dict[str, str],
+    *,
+    timestamps: bool,
+    raw: bool,
+    details: bool,
+) -> None:
+    """What was written to a terminal has no lines that could carry a prefix."""
+    if not raw:
+        raise errors.Invalid(f"the tasks of {reference} write to a terminal: their logs can only be shown with --raw")
+    for name, wanted in (("timestamps", timestamps), ("details", details)):
+        if wanted:
+            query[name] = "1"
+    for chunk in state.client.stream(path, query):
+        _write(sys.stdout.buffer, [chunk])
 
 
 def _write(out: BinaryIO, pieces: Sequence[bytes]) -> None:
@@ -171,14 +261,20 @@ def _tail(wanted: str) -> str:
 
 def _source(state: app.App, reference: str) -> tuple[str, bool]:
     """The path of the logs of a service or, failing that, a task; and whether it writes to a terminal."""
-    found: Any
     try:
         found = services.find(state, reference)
-        spec, path = found["Spec"]["TaskTemplate"], f"/services/{found['ID']}/logs"
     except errors.NotFound:
         try:
-            found = state.client.get(f"/tasks/{client.quote(reference)}")
+            return _task_source(state, reference)
         except errors.NotFound:
             raise errors.NotFound(f"no such service or task: {reference}; 'skep service ls' shows services") from None
-        spec, path = found["Spec"], f"/tasks/{found['ID']}/logs"
-    return path, bool((spec.get("ContainerSpec") or {}).get("TTY"))
+    return f"/services/{found['ID']}/logs", _has_terminal(found["Spec"]["TaskTemplate"])
+
+
+def _task_source(state: app.App, reference: str) -> tuple[str, bool]:
+    found = state.client.get(f"/skep/v1/tasks/{client.quote(reference)}")
+    return f"/tasks/{found['ID']}/logs", _has_terminal(found["Spec"])
+
+
+def _has_terminal(spec: Mapping[str, Any]) -> bool:
+    return bool((spec.get("ContainerSpec") or {}).get("TTY"))

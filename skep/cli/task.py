@@ -9,6 +9,7 @@ from skep.cli import app, lazy, show
 
 
 @click.group(cls=lazy.LazyGroup, entries={
+    "logs": lazy.Entry("skep.cli.service_logs", "task_logs", "Show what a task has printed"),
     "inspect": lazy.Entry("skep.cli.task", "inspect", "Show one or more tasks in full"),
 })  # fmt: skip
 def task() -> None:

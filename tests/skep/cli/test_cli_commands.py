@@ -219,7 +219,7 @@ def frame(line: str, *, stream: int = 1, slot: int = 1) -> bytes:
     details = ",".join(f"com.docker.swarm.{kind}.id={value}" for kind, value in (
         ("node", objects.identifier("noden1")), ("service", objects.identifier("svcweb")), ("task",
         objects.task(slot)["ID"])))  # fmt: skip
-    payload = f"{details} {line}\n".encode()
+    payload = f"2026-01-02T03:04:05.000000001Z {details} {line}\n".encode()
     return bytes([stream, 0, 0, 0]) + len(payload).to_bytes(4, "big") + payload
 
 
