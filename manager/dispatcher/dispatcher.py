@@ -162,7 +162,12 @@ class Dispatcher:
             return None
         if not first.HasField("register"):
             raise errors.Invalid("the first message of a session must be Register")
-        node = await self._nodes.register(peer.node_id, first.register.description, peer.address)
+        self._heartbeats.heard(peer.node_id)  # before the write: no verdict may come after it
+        try:
+            node = await self._nodes.register(peer.node_id, first.register.description, peer.address)
+        except errors.Denied:
+            self._heartbeats.drop(peer.node_id)
+            raise
         if not self.leading:
             await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
             return None

@@ -123,18 +123,28 @@ class Heartbeats:
             if self._liveness.alive(node_id):
                 continue
             if verdict is liveness.Verdict.UNKNOWN:
-                changes[node_id] = nodes.unknown
+                changes[node_id] = self._while_silent(node_id, nodes.unknown)
                 continue
-            changes[node_id] = nodes.down(
-                nodes.HEARTBEAT_FAILURE if verdict is liveness.Verdict.DOWN else nodes.NEVER_CAME
-            )
+            message = nodes.HEARTBEAT_FAILURE if verdict is liveness.Verdict.DOWN else nodes.NEVER_CAME
+            changes[node_id] = self._while_silent(node_id, nodes.down(message))
             log.warning("node.down", node=node_id, reason=verdict.value)
         if not changes:
             return
         await self._nodes.change(changes)
+        view = self._store.view()
         for node_id in changes:
-            if verdicts[node_id] is liveness.Verdict.UNKNOWN:
-                continue
+            node = view.nodes.get(node_id)
+            if node is None or node.status.state != pb.NODE_STATE_DOWN:
+                continue  # expected still, or it has registered meanwhile
             self._metrics.lost.inc()
             # One that speaks again registers again, which makes it READY again.
             self._silenced(node_id)
+
+    def _while_silent(self, node_id: str, change: nodes.Change) -> nodes.Change:
+        """The change, unless the node is heard of before it is made: a race with its registration decides anew."""
+
+        def changed(node: pb.Node) -> None:
+            if not self._liveness.alive(node_id):
+                change(node)
+
+        return changed

@@ -65,9 +65,12 @@ class NodeWriter:
             node.status.addr = addr
             node.status.message = ""
 
-        if not await self.change({node_id: ready}):
-            # A manager that was replaced without noticing must not give a node its outdated set of tasks.
+        while not await self.change({node_id: ready}):
+            # A manager that was replaced without noticing must not give a node its outdated set of tasks. And what was
+            # on its way to the log before, such as a verdict that the node is down, is applied now.
             await self._committer.barrier()
+            if self._get(node_id).status.state == pb.NODE_STATE_READY:
+                break
         return self._get(node_id)
 
     async def describe(self, descriptions: Mapping[str, pb.NodeDescription]) -> None:

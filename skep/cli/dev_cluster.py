@@ -154,8 +154,7 @@ class DevCluster:
             code = await self._processes[node.name].wait()
             if self._stopping:
                 return
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            self._say(f"skepd of {node.name} ended ({how}); starting it again")
+            self._say(f"skepd of {node.name} ended ({_how(code)}); starting it again")
             await asyncio.sleep(RESTART_DELAY_S)
             await self._spawn(node)
 
@@ -223,6 +222,8 @@ class DevCluster:
         deadline = loop.time() + deadline_s
         last = "no answer yet"
         while loop.time() < deadline:
+            if not self._restart:
+                self._must_live()
             with contextlib.suppress(errors.SkepError):
                 nodes: list[dict[str, Any]] = await self.call(self.nodes[0], "GET", "/nodes")
                 states = [node["Status"]["State"] for node in nodes]
@@ -231,6 +232,12 @@ class DevCluster:
                 last = f"{states.count('ready')} of {len(self.nodes)} nodes are ready"
             await asyncio.sleep(POLL_S)
         raise errors.Unavailable(f"the cluster did not come up within {deadline_s:.0f} s: {last}")
+
+    def _must_live(self) -> None:
+        for node in self.nodes:
+            code = self._processes[node.name].returncode
+            if code is not None:
+                raise errors.Unavailable(f"skepd of {node.name} ended ({_how(code)}):\n{self._log_tail(node)}")
 
     async def stop(self, *, keep: bool) -> None:
         """Stops the daemons, then every task they ran; removes the directory unless it is to be kept."""
@@ -262,3 +269,7 @@ class DevCluster:
             )
             if await process.wait() != 0:
                 self._say(f"tasks of {node.name} could not all be removed:\n{self._log_tail(node)}")
+
+
+def _how(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

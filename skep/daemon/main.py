@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import pathlib
 import signal
@@ -66,6 +67,7 @@ def main(
     """
     logs.configure(level=log_level, json=log_format == "json")
     gc.set_threshold(*GC_THRESHOLDS)
+    faulthandler.enable()  # a crash in native code leaves a traceback in the log instead of nothing
     try:
         chosen = settings.Settings(
             state_dir=state_dir.absolute(),

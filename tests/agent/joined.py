@@ -122,6 +122,8 @@ class CountingCommitter:
         self.is_leader = True
         self.refusals: list[errors.SkepError] = []
         self.before: list[pb.Op] = []  # committed by "somebody else" just before the next commit
+        self.takes_s = 0.0  # from a proposal until it is applied
+        self._order = asyncio.Lock()
 
     async def commit(self, operations: Sequence[pb.Op]) -> int:
         if self.refusals:
@@ -130,11 +132,15 @@ class CountingCommitter:
             raced, self.before = self.before, []
             await self._inner.commit(raced)
         self.commits += 1
-        return await self._inner.commit(operations)
+        async with self._order:
+            await asyncio.sleep(self.takes_s)
+            return await self._inner.commit(operations)
 
     async def barrier(self) -> None:
         if self.refusals:
             raise self.refusals.pop(0)
+        async with self._order:
+            await asyncio.sleep(self.takes_s)
 
 
 class Agent:

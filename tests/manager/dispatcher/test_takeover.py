@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from manager.dispatcher import nodes
 from manager.store import ops
 from skep import errors, pb
@@ -46,6 +48,26 @@ def test_a_verdict_that_cannot_be_written_is_written_later() -> None:
             cluster.committer.refusals = [errors.Unavailable("no quorum") for _ in range(10)]
             await until(lambda: cluster.node("n1").status.state == pb.NODE_STATE_DOWN)
             assert cluster.committer.refusals == []
+
+    virtual_time.run(main)
+
+
+@pytest.mark.parametrize("tenths", range(130, 170))
+def test_a_node_that_comes_back_while_it_is_pronounced_down_is_ready(tenths: int) -> None:
+    """The verdict and the registration are both on their way to the log: whichever comes first, the node is READY."""
+
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            await agent.stop()
+            started = asyncio.get_running_loop().time()
+            cluster.committer.takes_s = 0.7
+            await asyncio.sleep(tenths / 10)
+            back = joined.Agent(network, "n1")
+            await back.start()
+            await until(lambda: bool(back.session.manager))
+            await asyncio.sleep(started + 20 - asyncio.get_running_loop().time())
+            await virtual_time.holds(lambda: cluster.node("n1").status.state == pb.NODE_STATE_READY, for_s=10)
+            await back.stop()
 
     virtual_time.run(main)
 
