@@ -7,6 +7,7 @@ machine. The file dev.json in the directory remembers the layout, so that the sa
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -16,12 +17,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from skep import client, errors
+from skep import client, errors, ids
 
 START_TIMEOUT_S = 30.0  # one skepd until its socket answers; a loaded laptop takes a few seconds
 STOP_TIMEOUT_S = 15.0
 RESTART_DELAY_S = 1.0  # as a service manager would wait
 POLL_S = 0.05
+LOWEST_PORT = 15_000
+FIRST_EPHEMERAL_PORT = 32_768  # Linux' default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +44,35 @@ class DevNode:
 
 
 def free_port_pairs(count: int) -> list[int]:
-    """`count` ports p such that p and p+1 are free on loopback now."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            second = held.enter_context(socket.socket())
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            found.append(port)
+    """`count` ports p such that p and p+1 are free on loopback now.
+
+    They lie below the ports that the kernel gives to outgoing connections: while a node is down, nobody else's
+    connection may take its port, least of all one that tries to reach it and meets itself.
+    """
+    limit = _first_ephemeral_port()
+    starts = list(range(LOWEST_PORT, limit - 1, 2)) if limit > LOWEST_PORT + 2 * count else list(range(1024, 65534, 2))
+    ids.system_rng().shuffle(starts)
+    found = list(itertools.islice(filter(_is_free_pair, starts), count))
+    if len(found) < count:
+        raise errors.Unavailable(f"no {count} pairs of free ports on 127.0.0.1 between {min(starts)} and {max(starts)}")
     return found
+
+
+def _is_free_pair(port: int) -> bool:
+    with socket.socket() as first, socket.socket() as second:
+        try:
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+        except OSError:
+            return False
+        return True
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return FIRST_EPHEMERAL_PORT
 
 
 class DevCluster:

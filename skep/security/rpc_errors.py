@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 DETAILS_BYTES_MAX = 6000  # the text travels percent-encoded in a header; peers limit all headers to 8 KiB
 KIND_KEY = "skep-error"  # trailing metadata: the error's class, which also tells our answers from gRPC's own
 INTERNAL = "internal error; the manager's log says more"
+BROKEN = "Internal error from Core"  # what gRPC's asyncio half says of a call that broke off while it was written to
 
 _CODE: dict[type[errors.SkepError], grpc.StatusCode] = {
     kind: grpc.StatusCode[name] for kind, name in errors.GRPC_CODE.items()
@@ -87,6 +88,8 @@ def from_rpc(error: grpc.aio.AioRpcError, *, target: str) -> errors.SkepError:
         return errors.Unavailable(f"cannot reach {target}: {_reason(details)}")
     if code is grpc.StatusCode.CANCELLED:
         return errors.Unavailable(f"the call to {target} was cut off")
+    if code is grpc.StatusCode.INTERNAL and details == BROKEN:
+        return errors.Unavailable(f"cannot reach {target}: it closed the connection")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return errors.Unimplemented(f"{target} does not offer this call: is that the right port?")
     return _KIND.get(code, errors.Bug)(details or f"{target} answered {code.name}")

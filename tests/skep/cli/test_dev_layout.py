@@ -24,6 +24,9 @@ def test_ports_come_in_pairs_that_do_not_collide() -> None:
     ports = dev_cluster.free_port_pairs(5)
     taken = [each for port in ports for each in (port, port + 1)]
     assert len(set(taken)) == 10
+    with socket.socket() as anybody:
+        anybody.bind(("127.0.0.1", 0))
+        assert max(taken) < anybody.getsockname()[1], "nobody is given such a port for a connection"
     for port in taken:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))

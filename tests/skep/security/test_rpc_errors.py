@@ -98,6 +98,13 @@ def test_a_subclass_travels_as_its_parent() -> None:
     assert rpc_errors.code_of(errors.SkepError()) is grpc.StatusCode.INTERNAL
 
 
+def test_a_call_that_broke_off_while_it_was_written_to_is_unavailable() -> None:
+    broken = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details=rpc_errors.BROKEN
+    )
+    assert isinstance(rpc_errors.from_rpc(broken, target="m1:2377"), errors.Unavailable)
+
+
 def test_a_long_message_is_cut() -> None:
     with pytest.raises(errors.Invalid) as caught:
         asyncio.run(exchange(errors.Invalid("ü" * 100_000), streamed=False))
