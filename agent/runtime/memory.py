@@ -50,6 +50,7 @@ class _Entry:
     logs: "collections.deque[pb.LogEntry]" = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=LOG_ENTRIES_MAX)
     )
+    followers: "list[asyncio.Queue[pb.LogEntry | None]]" = dataclasses.field(default_factory=list)
 
 
 class MemoryRuntime:
@@ -183,15 +184,22 @@ class MemoryRuntime:
         return self._bell.listen()
 
     async def logs(self, task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
-        """What `print_line` noted; does not follow beyond the end of the task."""
+        """What `print_line` noted."""
         entry = self._entries.get(task_id)
         if entry is None:
             raise errors.NotFound(f"task {task_id} has no output on this node")
         wanted = [line for line in entry.logs if stamps.seconds(line.timestamp) >= options.since]
-        for line in wanted[len(wanted) - options.tail :] if 0 <= options.tail < len(wanted) else wanted:
-            yield line
-        if options.follow:
-            await entry.ended.wait()
+        fresh: asyncio.Queue[pb.LogEntry | None] = asyncio.Queue()
+        entry.followers.append(fresh)
+        try:
+            for line in wanted[len(wanted) - options.tail :] if 0 <= options.tail < len(wanted) else wanted:
+                yield line
+            if entry.ended.is_set():
+                fresh.put_nowait(None)
+            while options.follow and (printed := await fresh.get()) is not None:
+                yield printed
+        finally:
+            entry.followers.remove(fresh)
 
     # What tests do to it.
 
@@ -213,6 +221,8 @@ class MemoryRuntime:
             timestamp=stamps.stamp(self._clock.now()), stream=pb.LOG_STREAM_STDOUT, data=text.encode() + b"\n"
         )
         self._entries[task_id].logs.append(line)
+        for follower in self._entries[task_id].followers:
+            follower.put_nowait(line)
 
     def running(self) -> builtins.list[str]:
         """IDs of the tasks that run, in the order of their preparation."""
@@ -301,6 +311,8 @@ class MemoryRuntime:
             timer.cancel()
         entry.timers.clear()
         entry.ended.set()
+        for follower in entry.followers:
+            follower.put_nowait(None)
 
 
 def _health_checked(workload: base.Workload) -> bool:

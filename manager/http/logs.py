@@ -22,6 +22,12 @@ log = structlog.get_logger(__name__)
 QUEUE_ENTRIES_MAX = 1000  # between the agents and one client that reads slowly; then the agents wait
 SYSTEM_ERROR = 3  # the stream on which Docker's clients expect what went wrong on the way
 CONTENT_TYPE = "application/vnd.docker.raw-stream"
+# A detail that says which lines a task did not print just so: clients that go on after a break must know.
+ORIGINS = {
+    pb.LOG_ORIGIN_TASK: b"",
+    pb.LOG_ORIGIN_KEPT: b",io.skep.origin=kept",
+    pb.LOG_ORIGIN_SKEP: b",io.skep.origin=skep",
+}
 
 Entry = tuple[str, pb.LogEntry]
 
@@ -102,7 +108,7 @@ async def _frames(
                 if details:
                     if task_id not in prefixes:
                         prefixes[task_id] = _details(call.context.manager, task_id)
-                    payload = prefixes[task_id] + payload
+                    payload = prefixes[task_id] + ORIGINS[entry.origin] + b" " + payload
                 if timestamps:
                     payload = jsonmap.format_time(entry.timestamp).encode() + b" " + payload
                 stream = 2 if entry.stream == pb.LOG_STREAM_STDERR else 1
@@ -123,7 +129,7 @@ def _details(manager: backend.Manager, task_id: str) -> bytes:
     task = manager.store.view().tasks.get(task_id) or pb.Task(id=task_id)
     return (
         f"com.docker.swarm.node.id={task.node_id},com.docker.swarm.service.id={task.service_id},"
-        f"com.docker.swarm.task.id={task_id} "
+        f"com.docker.swarm.task.id={task_id}"
     ).encode()
 
 

@@ -13,6 +13,7 @@ HEADER_BYTES = 8  # Docker's frames: stream, three zeros, the payload's length i
 FRAME_BYTES_MAX = 16 << 20
 STDERR = 2
 SYSTEM_ERROR = 3
+ORIGIN = "io.skep.origin"  # a detail of lines that are not the task's, or not from where it runs
 CLOCK_STEP_S = 1e-6  # what rounding a time stamp to a float may cost
 
 
@@ -112,18 +113,30 @@ class Lines:
         self._query = {**query, "timestamps": "1", "details": "1"}
         self._last: dict[str, tuple[bytes, int]] = {}  # of each task: the last time stamp, and how many lines had it
         self._again: dict[str, tuple[bytes, int]] = {}  # the same, of what is still to be left out when it comes again
+        self._kept: dict[str, None] = {}  # tasks whose kept last words came in an earlier answer
+        self._said: dict[str, bytes] = {}  # what managers have said of a task since its last line
 
     def __iter__(self) -> Iterator[Line]:
         return self._client.resumed(self._attempt)
 
     def _attempt(self) -> Iterator[Line]:
         self._again = dict(self._last)
+        kept = dict.fromkeys([*self._kept, *self._last])
         for stream, payload in frames(self._client.stream(self._path, self._from_here())):
             if stream == SYSTEM_ERROR:
                 yield Line(stream, b"", {}, payload)
                 continue
             stamp, details, line = details_of(payload, timestamps=True)
-            if self._new(details.get("com.docker.swarm.task.id", ""), stamp):
+            task_id, origin = details.get("com.docker.swarm.task.id", ""), details.pop(ORIGIN, "")
+            if origin == "kept":  # their time stamps are not those of their lines
+                new = task_id not in kept
+                self._kept[task_id] = None
+            elif origin:
+                new = self._said.get(task_id) != line
+                self._said[task_id] = line
+            else:
+                new = self._new(task_id, stamp)
+            if new:
                 yield Line(stream, stamp, details, line)
 
     def _from_here(self) -> dict[str, str]:
@@ -141,6 +154,7 @@ class Lines:
             self._again[task_id] = (known, left - 1)
             return False
         self._again.pop(task_id, None)
+        self._said.pop(task_id, None)
         last, count = self._last.get(task_id, (b"", 0))
         self._last[task_id] = (stamp, count + 1 if stamp == last else 1)
         return True

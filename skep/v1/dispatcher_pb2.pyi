@@ -40,6 +40,30 @@ LOG_STREAM_STDOUT: LogStream.ValueType  # 1
 LOG_STREAM_STDERR: LogStream.ValueType  # 2
 Global___LogStream: _TypeAlias = LogStream  # noqa: Y015
 
+class _LogOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LogOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOG_ORIGIN_TASK: _LogOrigin.ValueType  # 0
+    """the task's, read where it runs"""
+    LOG_ORIGIN_KEPT: _LogOrigin.ValueType  # 1
+    """the task's, from its record: its node cannot be asked"""
+    LOG_ORIGIN_SKEP: _LogOrigin.ValueType  # 2
+    """a manager's, about what is missing"""
+
+class LogOrigin(_LogOrigin, metaclass=_LogOriginEnumTypeWrapper):
+    """Whose words they are. Whoever goes on reading after a break must not take ours for a line of the task."""
+
+LOG_ORIGIN_TASK: LogOrigin.ValueType  # 0
+"""the task's, read where it runs"""
+LOG_ORIGIN_KEPT: LogOrigin.ValueType  # 1
+"""the task's, from its record: its node cannot be asked"""
+LOG_ORIGIN_SKEP: LogOrigin.ValueType  # 2
+"""a manager's, about what is missing"""
+Global___LogOrigin: _TypeAlias = LogOrigin  # noqa: Y015
+
 @_typing.final
 class AgentMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -469,9 +493,11 @@ class LogEntry(_message.Message):
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     stream: Global___LogStream.ValueType
     data: _builtins.bytes
     """one line with its newline, or a part of a longer one"""
+    origin: Global___LogOrigin.ValueType
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -480,10 +506,11 @@ class LogEntry(_message.Message):
         timestamp: _timestamp_pb2.Timestamp | None = ...,
         stream: Global___LogStream.ValueType = ...,
         data: _builtins.bytes = ...,
+        origin: Global___LogOrigin.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "stream", b"stream", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "origin", b"origin", "stream", b"stream", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,7 +52,9 @@ def test_commands_files_connections_figures_and_logs_through_a_follower(tmp_path
 
 
 async def commands(cluster: harness.Cluster) -> None:
-    done = await cluster.skep("exec", "-e", "A=b", "echo.1", "sh", "-c", "echo $A $SKEP_SERVICE_NAME; exit 9", check=False)
+    done = await cluster.skep(
+        "exec", "-e", "A=b", "echo.1", "sh", "-c", "echo $A $SKEP_SERVICE_NAME; exit 9", check=False
+    )
     assert (done.code, done.out, done.err) == (9, "b echo\n", "")
     missing = await cluster.skep("exec", "echo.2", "true", check=False)
     assert missing.code == 1

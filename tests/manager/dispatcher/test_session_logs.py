@@ -114,12 +114,54 @@ def test_a_followed_task_is_read_on_once_its_node_is_back() -> None:
             await network.open["n1"].close()
             _, entry = await anext(reading)
             assert entry.stream == pb.LOG_STREAM_STDERR
-            assert entry.data == b"skep: node n1 disconnected unexpectedly\n"
+            assert (entry.data, entry.origin) == (b"skep: node n1 is not available\n", pb.LOG_ORIGIN_SKEP)
             agent.runtime.print_line("t1", "three")
             following = asyncio.ensure_future(anext(reading))
             await asyncio.sleep(20)
             del network.cut["n1"]
             assert (await following)[1].data == b"three\n"
+            await reading.aclose()
+
+    virtual_time.run(main)
+
+
+def test_a_session_that_is_back_soon_is_not_missed() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, cluster, (agent,)):
+            await cluster.create(joined.task("t1", "n1"))
+            await until(lambda: cluster.state("t1") == joined.RUN)
+            agent.runtime.print_line("t1", "one")
+            source = logs.Logs(store=cluster.store, session_of=cluster.dispatcher.session_of, clock=cluster.clock)
+            reading = source.read(backend.LogQuery(["t1"], follow=True))
+            assert (await anext(reading))[1].data == b"one\n"
+            await network.open["n1"].close()
+            following = asyncio.ensure_future(anext(reading))
+            await until(lambda: cluster.dispatcher.session_of("n1") is None)
+            assert [text for _, text in await gather(cluster, backend.LogQuery(["t1"]))] == ["one\n"]
+            agent.runtime.print_line("t1", "two")
+            assert (await following)[1].data == b"two\n"
+            await reading.aclose()
+
+    virtual_time.run(main)
+
+
+def test_lines_come_in_the_order_of_their_time_across_nodes() -> None:
+    async def main() -> None:
+        async with joined.joined("n1", "n2") as (_, cluster, (one, two)):
+            await cluster.create(joined.task("t1", "n1"), joined.task("t2", "n2"))
+            await until(lambda: cluster.state("t1") == joined.RUN and cluster.state("t2") == joined.RUN)
+            for number in range(600):
+                (one if number % 3 else two).runtime.print_line("t1" if number % 3 else "t2", str(number))
+                await asyncio.sleep(0.001)
+            whole = [f"{number}\n" for number in range(600)]
+            assert [text for _, text in await gather(cluster, backend.LogQuery(["t1", "t2"]))] == whole
+            source = logs.Logs(store=cluster.store, session_of=cluster.dispatcher.session_of, clock=cluster.clock)
+            reading = source.read(backend.LogQuery(["t2", "t1"], follow=True))
+            began = asyncio.get_running_loop().time()
+            assert [(await anext(reading))[1].data.decode() for _ in range(600)] == whole
+            assert asyncio.get_running_loop().time() - began < 1
+            one.runtime.print_line("t1", "live")
+            assert (await anext(reading))[1].data == b"live\n"
             await reading.aclose()
 
     virtual_time.run(main)

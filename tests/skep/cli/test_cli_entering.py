@@ -18,8 +18,9 @@ Skepd = fake_skepd.FakeSkepd
 A, B = "a" * 25, "b" * 25
 
 
-def entry(task_id: str, at: int, line: str) -> bytes:
-    payload = f"2026-01-02T03:04:05.{at:09}Z com.docker.swarm.task.id={task_id} {line}\n".encode()
+def entry(task_id: str, at: int, line: str, *, origin: str = "") -> bytes:
+    more = f",io.skep.origin={origin}" if origin else ""
+    payload = f"2026-01-02T03:04:05.{at:09}Z com.docker.swarm.task.id={task_id}{more} {line}\n".encode()
     return b"\1\0\0\0" + len(payload).to_bytes(4, "big") + payload
 
 
@@ -57,6 +58,25 @@ def test_logs_go_on_where_they_broke_off_with_nothing_twice() -> None:
     assert found[4:] == ["a4 there too", "b2", "a5"] or found[4:6] == ["a4 there too", "b2"]
     assert [query["tail"] for query in connection.queries] == ["2", "all", "all"]
     assert float(connection.queries[1]["since"]) <= 1767323045.000000005
+
+
+def test_what_managers_say_of_a_task_is_no_line_of_it() -> None:
+    away = entry(A, 900, "skep: node n1 is not available", origin="skep")
+    first = entry(A, 1, "a1") + entry(A, 7, "a2") + away
+    second = away + entry(A, 7, "a2") + entry(A, 8, "a3")
+    third = entry(A, 8, "a3") + away + entry(A, 9, "a4")
+    connection = Breaking([first, second, third, entry(A, 9, "a4")])
+    found = texts(iter(service_logs.Lines(connection, "/services/web/logs", {"follow": "1"})))
+    said = "skep: node n1 is not available"
+    assert found == ["a1", "a2", said, "a3", said, "a4"]
+    assert all(float(query["since"]) < 1767323045.00001 for query in connection.queries[1:])
+
+
+def test_the_kept_last_words_of_a_dead_task_come_once() -> None:
+    kept = entry(B, 900, "last", origin="kept") + entry(B, 900, "last", origin="kept")
+    connection = Breaking([entry(A, 1, "a1"), entry(A, 1, "a1") + kept, kept + entry(A, 2, "a2")])
+    found = texts(iter(service_logs.Lines(connection, "/services/web/logs", {"follow": "1"})))
+    assert found == ["a1", "last", "last", "a2"]
 
 
 def test_logs_that_never_come_back_fail_in_the_end() -> None:
