@@ -13,7 +13,7 @@ from typing import NamedTuple
 import click
 
 from skep import client, errors
-from skep.cli import app, lazy, text
+from skep.cli import app, completing, lazy, text
 from skep.cli.overriding import override
 
 PIECE_BYTES = 64 * 1024
@@ -44,8 +44,8 @@ def place(given: str) -> Place:
     ),
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not say what was copied.")
-@click.argument("source", metavar="TASK|SERVICE.SLOT:PATH|PATH|-")
-@click.argument("target", metavar="TASK|SERVICE.SLOT:PATH|PATH|-")
+@click.argument("source", metavar="TASK|SERVICE.SLOT:PATH|PATH|-", shell_complete=completing.copies)
+@click.argument("target", metavar="TASK|SERVICE.SLOT:PATH|PATH|-", shell_complete=completing.copies)
 @app.pass_app
 def cp(state: app.App, *, quiet: bool, source: str, target: str) -> None:
     """Copy files out of a task or into it; '-' is a tar stream on standard input or output."""

@@ -28,7 +28,7 @@ from skep.cli import app, completing, lazy, terminal
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this directory.  [default: the task's]")
 @click.option("-e", "--env", "env", multiple=True, metavar="KEY=VALUE",
               help="Set an environment variable, KEY alone takes it from here; may be repeated.")  # fmt: skip
-@click.argument("task", metavar="TASK|SERVICE.SLOT", shell_complete=completing.services)
+@click.argument("task", metavar="TASK|SERVICE.SLOT", shell_complete=completing.tasks)
 @click.argument("command", nargs=-1, required=True, metavar="COMMAND [ARG...]", type=click.UNPROCESSED)
 @app.pass_app
 def exec(

@@ -40,7 +40,7 @@ class _Ports(click.ParamType[tuple[int, int]]):
     cls=lazy.Command,
     examples=("skep port-forward web.1 8080:80", "skep port-forward db.1 5432", "skep port-forward web.1 0:80"),
 )
-@click.argument("task", metavar="TASK|SERVICE.SLOT", shell_complete=completing.services)
+@click.argument("task", metavar="TASK|SERVICE.SLOT", shell_complete=completing.tasks)
 @click.argument("pairs", nargs=-1, required=True, type=_Ports(), metavar="[LOCAL:]REMOTE...")
 @app.pass_app
 def port_forward(state: app.App, *, task: str, pairs: Sequence[tuple[int, int]]) -> None:

@@ -195,7 +195,7 @@ def logs(state: app.App, /, *, reference: str, **options: Any) -> None:
 
 @click.command("logs", cls=lazy.Command, examples=("skep task logs web.2", "skep task logs --follow --tail 20 web.2"))
 @_options
-@click.argument("reference", metavar="TASK|SERVICE.SLOT")
+@click.argument("reference", metavar="TASK|SERVICE.SLOT", shell_complete=completing.tasks)
 @app.pass_app
 def task_logs(state: app.App, /, *, reference: str, **options: Any) -> None:
     """Show what a task has printed; SERVICE.SLOT is the one that runs there, or did last."""

@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from skep import client, errors
-from skep.cli import cp, port_forward, service_logs, stats
+from skep.cli import cp, main, port_forward, service_logs, stats
 from tests.skep.cli import fake_skepd, objects
 
 Capsys = pytest.CaptureFixture[str]
@@ -169,3 +169,23 @@ def test_a_terminal_is_only_given_where_there_is_one(skepd: Skepd, capsys: Capsy
     assert skepd.run("exec", "-e", "=x", "web.1", "ls") == 1
     assert "write KEY=VALUE" in capsys.readouterr().err
     assert skepd.run("exec", "web.1") == 1
+
+
+def test_names_of_running_tasks_are_completed(skepd: Skepd, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    skepd.services = [objects.service("web")]
+    skepd.tasks = [objects.task(slot) for slot in (1, 2, 10)]
+
+    def complete(*words: str) -> list[str]:
+        monkeypatch.setenv("SKEP_HOST", skepd.host)
+        monkeypatch.setenv("COMP_WORDS", " ".join(["skep", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        monkeypatch.setenv("_SKEP_COMPLETE", "bash_complete")
+        with pytest.raises(SystemExit):
+            main.cli.main(args=[], prog_name="skep")
+        return capsys.readouterr().out.split()
+
+    assert complete("exec", "we") == ["plain,web.1", "plain,web.2", "plain,web.10"]
+    assert complete("task", "logs", "web.1") == ["plain,web.1", "plain,web.10"]
+    assert complete("port-forward", "web.1", "8") == []
+    assert complete("cp", "web.2") == ["plain,web.2:/", "file,web.2"]
+    assert complete("cp", "./") == ["file,./"]
