@@ -24,8 +24,8 @@ SILENT_PERIODS_MAX = 2  # heartbeats without any answer before the manager count
 PERIOD_MIN_S = 0.05  # whatever a manager says, heartbeats must not become a flood
 SEND_TIMEOUT_S = 15.0  # a manager that does not read is as good as dead
 REDIRECTS_MAX = 3  # in a row; managers that point at each other have no leader
-DESCRIBE_S = 20.0
-DESCRIBE_TIMEOUT_S = 10.0
+DESCRIBE_S = 15.0
+DESCRIBE_TIMEOUT_S = 20.0  # whoever describes has time limits of its own
 STATUS_DELAY_S = 0.02  # statuses that come up together travel together
 STATUSES_MAX = 500  # per message
 
@@ -51,10 +51,12 @@ class AgentSession:
         describe: Describe,
         rng: ids.Rng,
         access: entering.Access | None = None,
+        stirred: asyncio.Event | None = None,
         on_node: Callable[[pb.Node], None] | None = None,
         on_removed: Callable[[str], None] | None = None,
     ) -> None:
-        """`describe` gives the whole description, hostname included; it may raise Unavailable.
+        """`describe` gives the whole description, hostname included; it may raise Unavailable. It is asked now and
+        then, and at once when `stirred` is set.
 
         `on_node` is called with this node's own object at every registration and whenever it changes, `on_removed`
         with the leader's words whenever it says that this node is not in the cluster any more.
@@ -64,6 +66,7 @@ class AgentSession:
         self._worker = worker
         self._describe = describe
         self._access = access or entering.NoAccess()
+        self._stirred = stirred or asyncio.Event()
         self._rng = rng
         self._on_node = on_node
         self._on_removed = on_removed
@@ -278,7 +281,10 @@ class AgentSession:
 
     async def _descriptions(self, stream: link.AgentLink) -> None:
         while True:
-            await asyncio.sleep(DESCRIBE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DESCRIBE_S):
+                    await self._stirred.wait()
+            self._stirred.clear()
             known = self._description
             fresh = await self._describe_again()
             if fresh is not None and fresh != known:

@@ -1,6 +1,7 @@
 """Picks the runtime of this machine. The only place that knows all drivers."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Literal
 
 import structlog
@@ -22,18 +23,24 @@ async def choose(
     docker_socket: str,
     clock: clock.Clock,
     rng: ids.Rng,
+    stirred: Callable[[], None] = lambda: None,
 ) -> base.Runtime:
-    """An opened runtime. `auto` is Docker when an engine answers at `docker_socket`, else the process runtime.
+    """An opened runtime, which calls `stirred` when its engine goes away or comes back.
 
+    `auto` is Docker when an engine answers at `docker_socket`, else the process runtime.
     `auto` keeps to its first choice: an engine that is late at boot must not have the node's tasks looked for among
     processes. Raises Unavailable when the chosen one does not answer, Invalid for an unknown kind.
     """
     if kind == "auto":
-        return await _automatic(node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng)
+        return await _automatic(
+            node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng, stirred=stirred
+        )
     runtime: base.Runtime
     if kind == "docker":
         notes = directory / "images.json"
-        runtime = docker.DockerRuntime(node_id=node_id, socket=docker_socket, clock=clock, rng=rng, notes=notes)
+        runtime = docker.DockerRuntime(
+            node_id=node_id, socket=docker_socket, clock=clock, rng=rng, notes=notes, stirred=stirred
+        )
     elif kind == "process":
         runtime = process.ProcessRuntime(node_id=node_id, directory=directory, clock=clock, rng=rng)
     elif kind == "memory":
@@ -49,12 +56,19 @@ async def choose(
 
 
 async def _automatic(
-    *, node_id: str, directory: pathlib.Path, docker_socket: str, clock: clock.Clock, rng: ids.Rng
+    *,
+    node_id: str,
+    directory: pathlib.Path,
+    docker_socket: str,
+    clock: clock.Clock,
+    rng: ids.Rng,
+    stirred: Callable[[], None],
 ) -> base.Runtime:
     async def one(kind: Kind) -> base.Runtime:
         return await choose(
-            kind, node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng
-        )
+            kind, node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng,
+            stirred=stirred,
+        )  # fmt: skip
 
     note = directory / CHOSEN
     earlier = _read(note)

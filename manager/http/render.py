@@ -112,10 +112,24 @@ def node(row: pb.Node, managers: Mapping[str, pb.ManagerStatus]) -> Json:
     shown.setdefault("Spec", jsonmap.to_json(pb.NodeSpec()))
     shown.setdefault("Description", {})
     shown.setdefault("Status", jsonmap.to_json(pb.NodeStatus()))
+    _facts(row.description, shown)
     standing = managers.get(row.id)
     if standing is not None:
         shown["ManagerStatus"] = jsonmap.to_json(standing)
     return shown
+
+
+def _facts(description: pb.NodeDescription, shown: Json) -> None:
+    """What Docker's nodes do not have. One without its engine is not ready, whatever its agent says."""
+    wrong = description.conditions
+    shown["Description"]["Conditions"] = [jsonmap.to_json(each) for each in wrong]
+    if description.HasField("disk"):
+        shown["Description"]["Disk"] = jsonmap.to_json(description.disk)
+    shown["Description"]["HostPorts"] = list(description.host_ports)
+    if wrong and not shown["Status"].get("Message"):
+        shown["Status"]["Message"] = "; ".join(f"{each.summary}: {each.message}" for each in wrong)
+    if any(each.kind == "engine" for each in wrong) and shown["Status"].get("State") == "ready":
+        shown["Status"]["State"] = "disconnected"
 
 
 def secret(row: pb.Secret) -> Json:

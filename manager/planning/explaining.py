@@ -105,7 +105,8 @@ class Explainer:
         present = [task for task in self._state.tasks.where("node", node.id) if not tasks.ended(task)]
         state = jsonmap.word_of(pb.NodeState, node.status.state)
         availability = jsonmap.word_of(pb.NodeAvailability, node.spec.availability)
-        words = f"{state}, {availability}, {len(present)} tasks"
+        wrong = "".join(f", {each.summary}: {each.message}" for each in node.description.conditions)
+        words = f"{state}, {availability}, {len(present)} tasks{wrong}"
         found = Explanation("node", node.id, load.name, words)
         leaving = tasks.invalid(node)
         for task in present[:TASKS_MAX]:

@@ -12,6 +12,11 @@ from skep import pb, stamps, tasknames
 
 RULES_MAX = 20  # of one node
 _MIB, _GIB = 1024**2, 1024**3
+_CURES = {
+    "disk": "free disk space on {}",
+    "memory": "free memory on {}",
+    "engine": "start the container engine on {}",
+}
 _NEVER = 1000.0  # the price of what nobody can do
 
 
@@ -59,6 +64,7 @@ def _waived(
             willing.CopyFrom(load.node)
             willing.status.state = pb.NODE_STATE_READY
             willing.spec.availability = pb.NODE_AVAILABILITY_ACTIVE
+            del willing.description.conditions[:]
             return dataclasses.replace(load, node=willing), need
         case "cpus":
             return load, dataclasses.replace(need, nano_cpus=0)
@@ -130,6 +136,10 @@ def _describe(
 
 def _unready(load: nodes.NodeLoad, word: str) -> Failing:
     node = load.node
+    if node.status.state == pb.NODE_STATE_READY and node.spec.availability == pb.NODE_AVAILABILITY_ACTIVE:
+        wrong = node.description.conditions
+        remedy = _CURES.get(wrong[0].kind, "see to {}").format(load.name)
+        return Failing("ready", "a node that is well", "; ".join(each.message for each in wrong), remedy, 5.0)
     if node.status.state == pb.NODE_STATE_READY:
         return Failing("ready", "an active node", word, f"skep node activate {load.name}", 2.0)
     remedy = f"wait until {load.name} is heard from" if word == "not heard from" else f"bring {load.name} back"

@@ -1,8 +1,7 @@
 """Which nodes can take a task, and in which words one that cannot is counted.
 
-The order is that of Docker's swarm mode: ready, resources, plugins, constraints, platform, host ports,
-replicas per node. A
-node is counted under the first that it fails.
+The order is that of Docker's swarm mode: ready (and well), resources, plugins, constraints, platform, host ports,
+replicas per node. A node is counted under the first that it fails.
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +25,10 @@ def unready(node: pb.Node) -> str:
     """Why the node takes no new tasks at all, in a word; "" when it does."""
     if node.status.state != pb.NODE_STATE_READY:
         return _STATE.get(node.status.state, "not ready")
-    return _AVAILABILITY.get(node.spec.availability, "")
+    word = _AVAILABILITY.get(node.spec.availability, "")
+    if not word and node.description.conditions:
+        return node.description.conditions[0].summary
+    return word
 
 
 def allowed(node: pb.Node, need: needs.Needs) -> bool:

@@ -70,12 +70,13 @@ def row(each: Json, *, own: str) -> dict[str, Any]:
         "ID": each["ID"],
         "Self": each["ID"] == own,
         "Hostname": description.get("Hostname", ""),
-        "Status": str((each.get("Status") or {}).get("State", "")).capitalize(),
+        "Status": ", ".join([str((each.get("Status") or {}).get("State", "")).capitalize(),
+                             *(wrong["Summary"] for wrong in description.get("Conditions") or ())]),
         "Availability": str(each["Spec"].get("Availability", "")).capitalize(),
         "ManagerStatus": "Leader" if manager.get("Leader") else str(manager.get("Reachability", "")).capitalize(),
         "EngineVersion": (description.get("Engine") or {}).get("EngineVersion", ""),
         "TLSStatus": "Ready" if (description.get("TLSInfo") or {}).get("TrustRoot") else "Unknown",
-    }
+    }  # fmt: skip
 
 
 @click.command(

@@ -165,6 +165,7 @@ def node(found: Json) -> str:
         ("State", str(status.get("State", "")).capitalize()),
         ("Availability", str(found["Spec"].get("Availability", "")).capitalize()),
         ("Message", status.get("Message")),
+        *((wrong["Summary"].capitalize(), wrong["Message"]) for wrong in description.get("Conditions") or ()),
         ("Address", status.get("Addr")),
     ])  # fmt: skip
     if manager:
@@ -180,6 +181,29 @@ def node(found: Json) -> str:
     lines += _section("Resources", [
         ("CPUs", text.cpus(resources.get("NanoCPUs") or 0)),
         ("Memory", text.size(resources.get("MemoryBytes") or 0)),
+        *_generic(resources),
     ])  # fmt: skip
+    disk = description.get("Disk") or {}
+    if disk.get("TotalBytes"):
+        lines += _section("Disk", [
+            ("Path", disk["Path"]),
+            ("Free", f"{text.size(disk.get('FreeBytes') or 0)} of {text.size(disk['TotalBytes'])}"),
+            ("Images", f"about {text.size(disk['ImageBytes'])}" if disk.get("ImageBytes") else None),
+        ])  # fmt: skip
+    lines += _lines([("Listening on", ", ".join(str(port) for port in description.get("HostPorts") or ()))])
     lines += _lines([("Engine Version", engine.get("EngineVersion")), ("Runtime", engine.get("Runtime"))])
+    plugins: dict[str, list[str]] = {}
+    for each in engine.get("Plugins") or ():
+        plugins.setdefault(each.get("Type", ""), []).append(each.get("Name", ""))
+    lines += _section("Plugins", [(kind, ", ".join(names)) for kind, names in sorted(plugins.items())])
+    lines += [f"Engine {line}" if line == "Labels:" else line for line in _labels(engine.get("Labels"))]
     return "\n".join(lines)
+
+
+def _generic(resources: Json) -> list[Line]:
+    """Generic resources by kind, with a count or their names."""
+    found: dict[str, list[str]] = {}
+    for each in resources.get("GenericResources") or ():
+        one = each.get("DiscreteResourceSpec") or each.get("NamedResourceSpec") or {}
+        found.setdefault(one.get("Kind", ""), []).append(str(one.get("Value", "")))
+    return [(kind, ", ".join(values)) for kind, values in sorted(found.items())]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from agent import link, session, worker
+from agent import facts, link, session, worker
 from agent import managers as manager_book
 from agent.runtime import base, choose
 from agent.tasks import record
@@ -45,6 +45,7 @@ class AgentPart:
         self._on_removed = on_removed
         self._clock = time
         self._rng = rng
+        self._stirred = asyncio.Event()  # the runtime has gone away or come back
         self._stack = contextlib.AsyncExitStack()
         self._worker: worker.Worker | None = None
         self._session: session.AgentSession | None = None
@@ -76,6 +77,7 @@ class AgentPart:
             worker=opened,
             describe=self._describe,
             access=self._runtime.access,
+            stirred=self._stirred,
             rng=self._rng,
             on_node=self._on_node,
             on_removed=self._on_removed,
@@ -112,7 +114,9 @@ class AgentPart:
             docker_socket=self._config.docker_socket,
             clock=self._clock,
             rng=self._rng,
+            stirred=self._stirred.set,
         )
+        self._facts = facts.Facts(runtime=self._runtime)
         self._stack.push_async_callback(self._runtime.close)
         recorded = record.Record(directory / "tasks.db")
         self._stack.callback(recorded.close)
@@ -122,9 +126,12 @@ class AgentPart:
         log.info("agent.opened", runtime=self._runtime.name, node=node_id)
 
     async def _describe(self) -> pb.NodeDescription:
-        description = await self._runtime.describe()
+        description = await self._facts.describe()
         description.hostname = self._config.name
         description.engine.labels.update(self._config.labels)
+        if self._config.generic:
+            description.resources.ClearField("generic")  # what the engine says is replaced
+            description.resources.generic.extend(self._config.generic)
         root_pem = self._identity().root_pem
         subject, public_key = keys.issuer(root_pem)
         description.tls_info.CopyFrom(

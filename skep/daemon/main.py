@@ -34,6 +34,8 @@ GC_THRESHOLDS = (50_000, 20, 100)
               show_default=True, help="What runs the tasks; auto takes Docker's engine where one answers.")  # fmt: skip
 @click.option("--docker-socket", default="/var/run/docker.sock", show_default=True, help="The engine's socket.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Engine label; may be repeated.")
+@click.option("--generic-resource", "generic", multiple=True, metavar="KIND=VALUE",
+              help="What else can be reserved here: gpu=2, or gpu=ID1,gpu=ID2; may be repeated.")  # fmt: skip
 @click.option(
     "--advertise-addr",
     default="",
@@ -48,18 +50,20 @@ GC_THRESHOLDS = (50_000, 20, 100)
 @click.option("--remove-tasks", is_flag=True, help="Stop and remove every task of this node, then end.")
 @click.version_option(skep.__version__)
 def main(
+    *,
     state_dir: pathlib.Path,
     socket_path: pathlib.Path,
     name: str,
     runtime: Literal["auto", "docker", "process", "memory"],
     docker_socket: str,
     labels: tuple[str, ...],
+    generic: tuple[str, ...],
     advertise_addr: str,
     listen_addr: str,
     log_level: str,
     log_format: str,
-    supervised: bool,  # noqa: FBT001 - click passes options by name
-    remove_tasks: bool,  # noqa: FBT001
+    supervised: bool,
+    remove_tasks: bool,
 ) -> None:
     """The daemon of skep: one per machine. Always an agent, also a manager while its role says so.
 
@@ -76,6 +80,7 @@ def main(
             runtime=runtime,
             docker_socket=docker_socket.removeprefix("unix://"),
             labels=dict(_label(label) for label in labels),
+            generic=settings.generic_resources(generic),
             listen_addr=listen_addr,
             advertise_addr=advertise_addr,
         )

@@ -5,9 +5,10 @@ import json
 import os
 import pathlib
 import socket
+from collections.abc import Sequence
 from typing import Literal
 
-from skep import errors
+from skep import errors, pb
 
 DEFAULT_STATE_DIR = pathlib.Path("/var/lib/skep")
 DEFAULT_SOCKET = pathlib.Path("/run/skep/docker.sock")
@@ -27,6 +28,7 @@ class Settings:
     labels: dict[str, str]  # engine labels, for placement before any node label is set
     listen_addr: str = ""  # of the cluster port; empty: as it was, or as init and join say
     advertise_addr: str = ""  # the same for the address that others dial
+    generic: tuple[pb.GenericResource, ...] = ()  # what this machine has beside processors and memory
 
     @property
     def identity_dir(self) -> pathlib.Path:
@@ -74,6 +76,25 @@ class Membership:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise errors.Bug(f"{path} cannot be read ({error}): leave the cluster and join again") from error
+
+
+def generic_resources(given: Sequence[str]) -> tuple[pb.GenericResource, ...]:
+    """ "gpu=2" as a number, "gpu=GPU-1" as a name, several by commas. Raises Invalid, also for both of one kind."""
+    found: list[pb.GenericResource] = []
+    kinds: dict[str, str] = {}
+    for part in (part for text in given for part in text.split(",")):
+        kind, equals, value = (each.strip() for each in part.partition("="))
+        if not kind or not equals or not value:
+            raise errors.Invalid(f"generic resource {part!r}: write KIND=NUMBER, or KIND=NAME for each one")
+        counted = value.isdecimal()
+        if kind in kinds and (counted or kinds[kind] == "number"):
+            raise errors.Invalid(f"generic resource {kind}: give one number, or names only")
+        kinds[kind] = "number" if counted else "names"
+        if counted:
+            found.append(pb.GenericResource(discrete=pb.GenericResource.Discrete(kind=kind, value=int(value))))
+        else:
+            found.append(pb.GenericResource(named=pb.GenericResource.Named(kind=kind, value=value)))
+    return tuple(found)
 
 
 def prepare(state_dir: pathlib.Path) -> None:

@@ -59,12 +59,14 @@ class DockerRuntime:
         rng: ids.Rng,
         call_s: float = client.CALL_S,
         notes: pathlib.Path | None = None,
+        stirred: Callable[[], None] = lambda: None,
     ) -> None:
         """`call_s` is how long the engine may take for what it should answer at once; `notes` is the file that keeps
-        which images were pulled."""
+        which images were pulled. `stirred` is called when the engine goes away and when it is back."""
         self._node_id = node_id
         self._clock = clock
         self._rng = rng
+        self._stirred = stirred
         self._engine = client.Client(socket, call_s=call_s)
         self._cleaner = cleaning.Cleaner(self._engine, clock=clock, notes=notes)
         self._images = images.Images(self._engine, self._cleaner)
@@ -83,7 +85,9 @@ class DockerRuntime:
 
     async def describe(self) -> pb.NodeDescription:
         """What the engine says about its machine."""
-        return spec.describe(await self._engine.get("/info"))
+        made = spec.describe(await self._engine.get("/info"))
+        made.disk.image_bytes = await self._images.used_bytes()
+        return made
 
     async def prepare(self, workload: base.Workload, progress: Callable[[str], None]) -> None:
         """Pulls the image if it is missing and creates the container."""
@@ -190,7 +194,9 @@ class DockerRuntime:
 
     def events(self) -> AsyncIterator[str]:
         """See base.Runtime."""
-        return events.listen(self._engine, node_id=self._node_id, clock=self._clock, rng=self._rng)
+        return events.listen(
+            self._engine, node_id=self._node_id, clock=self._clock, rng=self._rng, stirred=self._stirred
+        )
 
     async def logs(self, task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
         """See base.Runtime. Raises FailedPrecondition when the container's log driver cannot be read."""

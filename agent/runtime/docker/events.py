@@ -6,7 +6,7 @@ meanwhile, so every new connection begins with "look at all".
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
@@ -37,9 +37,13 @@ async def listen(
     node_id: str,
     clock: clock.Clock,
     rng: ids.Rng,
+    stirred: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[str]:
-    """Task IDs, "" after each (re)connection. Ends when the client is closed."""
-    delay_s = RETRY_FIRST_S
+    """Task IDs, "" after each (re)connection. Ends when the client is closed.
+
+    `stirred` is called when the connection is lost and when it is there again.
+    """
+    delay_s, lost = RETRY_FIRST_S, False
     filters = json.dumps({"type": ["container"], "label": [f"{spec.NODE}={node_id}"]})
     while engine.is_open:
         try:
@@ -47,6 +51,8 @@ async def listen(
             query = {"filters": filters, "since": f"{max(0.0, clock.now() - BEFORE_S):.9f}"}
             async with engine.stream("GET", "/events", query=query) as chunks:
                 delay_s = RETRY_FIRST_S
+                stirred()
+                lost = False
                 yield ""
                 async for event in images.json_stream(chunks):
                     found = task_id(event)
@@ -55,5 +61,8 @@ async def listen(
             log.info("engine.events_ended")
         except (errors.SkepError, ValueError) as error:
             log.warning("engine.events_lost", error=str(error))
+        if not lost and engine.is_open:
+            lost = True
+            stirred()
         await asyncio.sleep(delay_s * rng.uniform(0.5, 1.0))
         delay_s = min(RETRY_MAX_S, delay_s * 2)

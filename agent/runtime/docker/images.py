@@ -17,6 +17,7 @@ from skep import errors
 
 log = structlog.get_logger(__name__)
 
+USED_S = 300.0  # between two looks how much images take
 IDLE_S = 300.0  # of silence from the registry before a pull is given up
 # What an engine says when trying again cannot help. Everything else (networks, busy registries) may pass.
 HOPELESS = ("not found", "denied", "does not exist", "manifest unknown", "unauthorized", "invalid reference",
@@ -66,6 +67,7 @@ class Images:
     def __init__(self, engine: client.Client, cleaner: cleaning.Cleaner) -> None:
         self._engine = engine
         self._cleaner = cleaner
+        self._used_bytes, self._used_at = 0, -USED_S
         self._pulls: dict[str, tuple[asyncio.Task[None], list[Callable[[str], None]]]] = {}
 
     async def ensure(self, image: str, *, auth: str, progress: Callable[[str], None]) -> None:
@@ -88,6 +90,14 @@ class Images:
             raise
         finally:
             listeners.remove(progress)
+
+    async def used_bytes(self) -> int:
+        """About how much of the disk images take: layers that several share count once for each."""
+        now = asyncio.get_running_loop().time()
+        if now - self._used_at >= USED_S:
+            found = await self._engine.get("/images/json")
+            self._used_bytes, self._used_at = sum(int(each.get("Size") or 0) for each in found), now
+        return self._used_bytes
 
     async def close(self) -> None:
         """Breaks off all pulls; the engine keeps the layers it has."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.runtime import base, refuse, templates
 from agent.runtime.docker import client, security
-from skep import pb, stamps, tasknames
+from skep import jsonmap, pb, stamps, tasknames
 
 NODE, TASK = "io.skep.node", "io.skep.task"
 DEFAULT_GRACE_S = 10.0
@@ -292,7 +292,10 @@ def describe(info: dict[str, Any]) -> pb.NodeDescription:
     return pb.NodeDescription(
         platform=pb.Platform(architecture=info.get("Architecture", ""), os=info.get("OSType", "")),
         resources=pb.Resources(
-            nano_cpus=int(info.get("NCPU") or 0) * stamps.NANOS, memory_bytes=int(info.get("MemTotal") or 0)
+            nano_cpus=int(info.get("NCPU") or 0) * stamps.NANOS,
+            memory_bytes=int(info.get("MemTotal") or 0),
+            generic=[jsonmap.from_json(pb.GenericResource, each) for each in info.get("GenericResources") or []],
         ),
         engine=engine,
+        disk=pb.DiskUsage(path=info.get("DockerRootDir") or ""),
     )

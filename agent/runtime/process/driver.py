@@ -96,6 +96,7 @@ class ProcessRuntime:
                 labels={LABEL_LIMITS: self._cgroups.describe()},
                 runtime=self.name,
             ),
+            disk=pb.DiskUsage(path=str(self._root)),
         )
 
     async def prepare(self, workload: base.Workload, progress: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from manager.http import render
 from skep import jsonmap, pb
 from tests.manager.http import rigs
 
@@ -198,6 +199,21 @@ def test_swarm_shows_tokens_and_never_keys() -> None:
         assert (await rig.refused("POST", target, swarm["Spec"]))[1] == "update out of sequence"
 
     rigs.run(work)
+
+
+def test_what_is_wrong_with_a_node_is_shown() -> None:
+    row = pb.Node(id="n1", status=pb.NodeStatus(state=pb.NODE_STATE_READY))
+    row.description.disk.CopyFrom(pb.DiskUsage(path="/var/lib/docker", total_bytes=100, free_bytes=4))
+    row.description.host_ports.extend([22, 80])
+    assert render.node(row, {})["Description"]["Conditions"] == []
+    row.description.conditions.add(kind="disk", summary="low on disk", message="4 of 100")
+    shown = render.node(row, {})
+    assert shown["Description"]["Conditions"] == [{"Kind": "disk", "Summary": "low on disk", "Message": "4 of 100"}]
+    assert shown["Description"]["Disk"] == {"Path": "/var/lib/docker", "TotalBytes": 100, "FreeBytes": 4}
+    assert shown["Description"]["HostPorts"] == [22, 80]
+    assert shown["Status"] == {"State": "ready", "Message": "low on disk: 4 of 100"}
+    row.description.conditions.add(kind="engine", summary="without container engine", message="it hangs")
+    assert render.node(row, {})["Status"]["State"] == "disconnected"
 
 
 def test_nodes() -> None:

@@ -1,5 +1,6 @@
 """Explanations: every failing rule of every node, what is waited for, and the nearest remedy."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -127,6 +128,29 @@ def test_ports_and_replicas_per_node_name_who_is_in_the_way() -> None:
     assert few.summary.startswith("2 of 3 wished tasks run; 1 have no node: no suitable node")
     assert few.nodes[0].failing[0].text == "needs fewer than 1 tasks of the service: 1 there"
     assert few.fix == "raise --replicas-max-per-node, or add a node"
+
+
+def _describe(more: pb.NodeDescription, node: pb.Node) -> None:
+    node.description.MergeFrom(more)
+
+
+def test_what_is_wrong_with_a_node_is_told_with_numbers() -> None:
+    w = cluster()
+    for name, kind, words in (("n0", "disk", "1.0 GB of 10 GB are free"), ("n1", "engine", "it does not answer")):
+        wrong = pb.NodeDescription(conditions=[pb.NodeCondition(kind=kind, summary=f"low on {kind}", message=words)])
+        w.change_node(name, functools.partial(_describe, wrong))
+    w.service("web", 1, reserve_memory)
+    w.go()
+    found = task_of(w)
+    assert found.summary == "no suitable node (1 low on disk; 1 low on engine)"
+    assert [[each.text for each in node.failing] for node in found.nodes] == [
+        ["needs a node that is well: 1.0 GB of 10 GB are free", "needs 4.3 GB memory: 3.2 GB free"],
+        ["needs a node that is well: it does not answer", "needs 4.3 GB memory: 1 GB free"],
+    ]
+    assert found.fix == "free disk space on n0; and free 1.1 GB on n0, or lower --reserve-memory to 3g"
+    node = w.view.nodes.get("n0")
+    assert node is not None
+    assert explainer(w).node(node).summary == "ready, active, 0 tasks, low on disk: 1.0 GB of 10 GB are free"
 
 
 def test_a_cluster_without_nodes() -> None:

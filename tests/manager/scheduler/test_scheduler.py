@@ -109,6 +109,27 @@ def test_a_paused_node_keeps_what_it_has() -> None:
     assert w.decide() == 0
 
 
+def test_a_node_that_is_not_well_keeps_what_it_has_and_takes_nothing_new() -> None:
+    w = nodes(2)
+    w.service("web", 2)
+    w.everywhere("everywhere")
+    w.go()
+    full = pb.NodeCondition(kind="disk", summary="low on disk", message="1.0 GB of 10 GB are free on the disk of /x")
+    w.change_node("n1", lambda node: node.description.conditions.append(full))
+    assert w.decide() == 0
+    w.service("more", 3)
+    w.go()
+    assert w.spread("more") == {"n2": 3}
+    assert (w.spread("web"), w.spread("everywhere")) == ({"n1": 1, "n2": 1}, {"n1": 1, "n2": 1})
+    w.drain("n2")
+    w.service("late", 1)
+    w.decide()
+    assert waiting(w, "late") == ["no suitable node (1 low on disk; 1 drained)"]
+    w.change_node("n1", lambda node: node.description.ClearField("conditions"))
+    w.go()
+    assert w.spread("late") == {"n1": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "placed", "sentence"),
     [

@@ -53,3 +53,12 @@ def test_the_place_in_the_cluster_is_remembered(tmp_path: pathlib.Path) -> None:
     (tmp_path / "node.json").write_text("{}")
     with pytest.raises(errors.Bug, match="join again"):
         settings.Membership.load(tmp_path / "node.json")
+
+
+def test_generic_resources_are_numbers_or_names() -> None:
+    found = settings.generic_resources(["gpu=GPU-1,gpu=GPU-2", "ssd=3"])
+    assert [(each.named.kind, each.named.value) for each in found[:2]] == [("gpu", "GPU-1"), ("gpu", "GPU-2")]
+    assert (found[2].discrete.kind, found[2].discrete.value) == ("ssd", 3)
+    for wrong in ("gpu", "=2", "gpu=", "gpu=1,gpu=GPU-1", "gpu=GPU-1,gpu=1", "gpu=1,gpu=2"):
+        with pytest.raises(errors.Invalid, match="generic resource"):
+            settings.generic_resources([wrong])
