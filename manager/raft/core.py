@@ -170,6 +170,7 @@ class RaftCore(election.Election):
         self._enter(now)
         if not self.leading:
             self._maybe_stand()
+        news = self.leading and self.news
         if self.leading:
             self._advance_commit()
             self._check_quorum()
@@ -177,7 +178,7 @@ class RaftCore(election.Election):
         if self.leading:
             self._answer_reads()
             self._part()
-            if self._unsent or now >= self._SyncObj__newAppendEntriesTime:
+            if self._unsent or news or now >= self._SyncObj__newAppendEntriesTime:
                 self._SyncObj__sendAppendEntries()
             self._leave_when_removed()
         self._maybe_snapshot()
@@ -203,6 +204,7 @@ class RaftCore(election.Election):
         waiting, self._waiting = self._waiting, {}
         reads, self._reads = self._reads, []
         self._uncommitted_bytes = {}
+        self.news = False
         self._transfers.clear()
         self._windows = {}
         self._clear_listeners()
@@ -254,7 +256,7 @@ class RaftCore(election.Election):
     def _leave_when_removed(self) -> None:
         """A leader that has committed its own removal, and told so, stops leading."""
         index, members = self.journal.configuration
-        if self.node_id not in members and index <= self.commit_index:
+        if self.node_id not in members and index <= self.commit_index and not self.news:
             self.removed = True
             self._become_follower(self.term)
 

@@ -145,6 +145,8 @@ class Driver:
         self._propose(now)
         self._begin_reads(now)
         self._raft.tick(now)
+        if self._raft.news:
+            self._event.set()
         self._flush()
         self._begin_write()
         self._on_round()

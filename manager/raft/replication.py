@@ -39,6 +39,7 @@ class Replication(membership.Membership):
         self._echo = 0  # the leader's round, as follower
         self._rounds: dict[str, int] = {}  # newest round each follower has answered
         self._unsent = False  # something is new in the log and was not yet sent
+        self.news = False  # the commit index has moved and nobody was told yet: due with the next tick
         super().__init__(node_id=node_id, journal=journal, rng=rng, times=times)
 
     # ---------------------------------------------------------------- hooks of the layers above
@@ -59,7 +60,7 @@ class Replication(membership.Membership):
     def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
         """To everybody in reach: what they lack, or a sign of life. Called by the library, too."""
         self._SyncObj__newAppendEntriesTime = self._now + self.times.heartbeat_s
-        self._unsent = False
+        self._unsent = self.news = False
         for node in (*self._others, *self._listeners):
             if node.id not in self.outbox.up:
                 continue
@@ -182,7 +183,11 @@ class Replication(membership.Membership):
             self._unsent = True
 
     def _advance_commit(self) -> None:
-        """Commits what a majority has on disk. The library counts its own copy before it is there."""
+        """Commits what a majority has on disk. The library counts its own copy before it is there.
+
+        Followers hear of it one tick later: whoever was waiting often has the next proposal, and one message carries
+        both.
+        """
         have = sorted(
             self.journal.durable_index if peer == self.node_id else self.progress(peer) for peer in self.members
         )
@@ -191,7 +196,7 @@ class Replication(membership.Membership):
         agreed = have[(len(have) - 1) // 2]
         if agreed > self.commit_index and self.journal.term_at(agreed) == self.term:
             self._set_commit_index(agreed)
-            self._unsent = True  # followers apply, and acknowledge reads, sooner
+            self.news = True
 
     # ---------------------------------------------------------------- receiving
 
