@@ -6,6 +6,7 @@ an argument here too. `verify` runs before the first object is made: the overrid
 methods, so a release in which one of these methods reads differently is refused by name instead of misbehaving.
 """
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
@@ -80,12 +81,19 @@ def verify() -> None:
     pysyncobj.syncobj.monotonicTime = lambda: _moment.now
 
 
+class Peer(str, Node):  # type: ignore[misc]  # the library has no types
+    """The library's Node, compared and looked up at the speed of strings: that happens dozens of times a message."""
+
+    def __init__(self, node_id: str) -> None:
+        Node.__init__(self, node_id)
+
+
 class SortedNodes(set[Any]):
     """A set of nodes that is iterated in the order of their IDs: hash order would differ from process to process."""
 
     @override
     def __iter__(self) -> Iterator[Any]:
-        return iter(sorted(super().__iter__(), key=lambda node: str(node.id)))
+        return iter(sorted(super().__iter__()))
 
     @override
     def __or__(self, other: Any) -> "SortedNodes":
@@ -117,7 +125,7 @@ class Library(pysyncobj.syncobj.SyncObj):  # type: ignore[misc]  # the library h
             pollerType="select",
             onStateChanged=self._state_changed,
         )
-        super().__init__(Node(node_id), [], conf, nodeClass=Node, transport=transport)
+        super().__init__(Peer(node_id), [], conf, nodeClass=Peer, transport=transport)
         self._poller = _NoPoller()
         self._SyncObj__otherNodes = SortedNodes()
         self._SyncObj__readonlyNodes = SortedNodes()
@@ -244,6 +252,7 @@ class Library(pysyncobj.syncobj.SyncObj):  # type: ignore[misc]  # the library h
         raise errors.Bug("raft: the library's own dump file was used")
 
 
+@functools.lru_cache(1024)
 def new_node(node_id: str) -> Any:
     """The library's name for a peer."""
-    return Node(node_id)
+    return Peer(node_id)

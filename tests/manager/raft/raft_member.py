@@ -7,6 +7,7 @@ when standard input ends. Parents use raft_processes.
 
 import asyncio
 import base64
+import gc
 import hashlib
 import json
 import pathlib
@@ -24,6 +25,7 @@ COMMIT = "/member/commit"  # an encoded pb.Transaction to its index
 ASK = "/member/ask"  # JSON to JSON
 FILL_TASKS = 500  # in one transaction of `fill`
 LOOK_S = 0.001
+GC_THRESHOLDS = (50_000, 20, 100)  # as in skepd
 Answer = dict[str, Any]
 
 
@@ -226,4 +228,5 @@ async def serve(root: pathlib.Path, name: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(*GC_THRESHOLDS)
     asyncio.run(serve(pathlib.Path(sys.argv[1]), sys.argv[2]))
