@@ -33,8 +33,16 @@ class Machine(Protocol):
         """Applies one entry; the result goes to the proposer. Whatever it raises stops the manager."""
         ...
 
-    def restore(self, taken: snapshot.Snapshot, body: Sequence[bytes] | None) -> None:
-        """Replaces the state by a snapshot: the one just received, or (None) the one on disk."""
+    def receive(self, taken: snapshot.Snapshot, blocks: Sequence[bytes]) -> None:
+        """Begins to store and decode a received snapshot; `snapshot_received` is called when that is done."""
+        ...
+
+    def install(self, content: Any) -> None:
+        """Replaces the state by the content of a received snapshot, at once."""
+        ...
+
+    def discard(self, content: Any) -> None:
+        """The content of a received snapshot that came too late."""
         ...
 
     def take_snapshot(self, wanted: snapshot.Snapshot) -> None:
@@ -43,7 +51,7 @@ class Machine(Protocol):
 
 
 class RaftCore(election.Election):
-    """Consensus among the members of the configuration."""
+    """Consensus among the members of the configuration. `machine` holds what the journal's snapshot says."""
 
     def __init__(
         self,
@@ -64,8 +72,6 @@ class RaftCore(election.Election):
         self._snapshot_running = False
         self._snapshot_wanted = False
         super().__init__(node_id=node_id, journal=journal, rng=rng, times=times, open_snapshot=open_snapshot)
-        if journal.snapshot.blocks:
-            machine.restore(journal.snapshot, None)
         self._set_applied_index(journal.snapshot.index)
         self._SyncObj__raftCommitIndex = max(journal.snapshot.index, min(journal.commit, journal.last_index))
         self._reconfigure()
@@ -85,6 +91,11 @@ class RaftCore(election.Election):
         if self.leading:
             return float(self._SyncObj__newAppendEntriesTime)
         return self._election_deadline
+
+    @property
+    def restless(self) -> bool:
+        """Whether `tick` has more to do at once, after others had their turn."""
+        return self.news or self.applied_index < self.commit_index
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -165,6 +176,29 @@ class RaftCore(election.Election):
         keep_from = taken.index + 1 - self.times.keep_entries
         self.journal.compact(taken, keep_from=keep_from, needed_from=None if floor is None else floor + 1)
 
+    @override
+    def _begin_install(self, taken: snapshot.Snapshot, blocks: Sequence[bytes]) -> None:
+        self._machine.receive(taken, blocks)
+
+    def snapshot_received(self, now: float, taken: snapshot.Snapshot, content: Any) -> None:
+        """A received snapshot is stored and decoded, or was damaged on the way (None)."""
+        self._enter(now)
+        source, self._installing = self._installing, None
+        if content is None:
+            if source is not None:
+                self._answer(source[0], acknowledged=(taken.index, 0))  # once more
+            return
+        if self.leading or taken.index <= self.applied_index:  # the log itself has got here meanwhile
+            self._machine.discard(content)
+            return
+        self._machine.install(content)
+        self.journal.install(taken)
+        self._set_applied_index(taken.index)
+        self._set_commit_index(max(taken.index, self.commit_index))
+        self._reconfigure()
+        if source is not None:
+            self._answer(source[0], nextNodeIdx=taken.index + 1, success=True, acknowledged=(taken.index, taken.blocks))
+
     def tick(self, now: float) -> None:
         """Does whatever is due: elections, commits, applying, reads, sending, snapshots."""
         self._enter(now)
@@ -217,8 +251,19 @@ class RaftCore(election.Election):
         """The end of this core: gives every proposal and read its answer."""
         self._state_changed(library.LEADER, library.FOLLOWER)
 
+    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
+        """Applies what is committed, a slice a tick: the library would hold the event loop for thousands of entries."""
+        size_bytes = 0
+        end = min(self.commit_index, self.applied_index + config.APPLY_ENTRIES_MAX)
+        while self.applied_index < end and size_bytes < config.APPLY_SLICE_BYTES:
+            command = self.journal.entries[self.applied_index + 1 - self.journal.first_index][0]
+            self._SyncObj__doApplyCommand(command)
+            self._set_applied_index(self.applied_index + 1)
+            size_bytes += len(command)
+        return False
+
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:  # noqa: N802
-        """Applies one entry; ours are not pickles. Called by the library, which counts up afterwards."""
+        """Applies one entry; ours are not pickles. The index counts up afterwards."""
         index = self.applied_index + 1
         result: Any = index
         if command[:1] == commands.REGULAR:
@@ -231,14 +276,6 @@ class RaftCore(election.Election):
             same = self.journal.term_at(index) == term
             done(Outcome.DONE if same else Outcome.UNKNOWN, result if same else None)
         return result
-
-    @override
-    def _install(self, taken: snapshot.Snapshot, body: Sequence[bytes]) -> None:
-        self._machine.restore(taken, body)
-        self.journal.install(taken, body)
-        self._set_applied_index(taken.index)
-        self._set_commit_index(max(taken.index, self.commit_index))
-        self._reconfigure()
 
     def _answer_reads(self) -> None:
         if not self._reads:

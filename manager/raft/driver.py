@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from manager.raft import config, core, journal, messages, offload, proposals, snapshot, transport
+from manager.raft import config, core, journal, machine, messages, offload, proposals, transport
 from manager.raft import log as logs
 from manager.store import commit
 from skep import errors, pb
@@ -53,7 +53,8 @@ class Driver:
         self._inbox: collections.deque[tuple[str, pb.RaftFrame]] = collections.deque()
         self._held: collections.deque[tuple[int, str, pb.RaftFrame]] = collections.deque()
         self._writing: tuple[journal.Batch, asyncio.Task[None]] | None = None
-        self._snapshot: asyncio.Task[snapshot.Snapshot] | None = None
+        self._stored: machine.Stored | None = None
+        self._received: machine.Received | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -114,10 +115,16 @@ class Driver:
         self._raft.change(self._loop.time(), members, done)
         self._event.set()
 
-    def snapshot_finished(self, task: "asyncio.Task[snapshot.Snapshot]") -> None:
-        """A snapshot was stored, or could not be."""
+    def snapshot_stored(self, task: machine.Stored) -> None:
+        """A snapshot of our own was stored, or could not be."""
         if not task.cancelled():
-            self._snapshot = task
+            self._stored = task
+            self._event.set()
+
+    def snapshot_received(self, task: machine.Received) -> None:
+        """A leader's snapshot was stored and decoded, or could not be."""
+        if not task.cancelled():
+            self._received = task
             self._event.set()
 
     # ---------------------------------------------------------------- rounds
@@ -140,12 +147,12 @@ class Driver:
     def _round(self) -> None:
         now = self._loop.time()
         self._receive(now)
-        self._finish_snapshot()
+        self._finish_snapshots(now)
         self._finish_write()
         self._propose(now)
         self._begin_reads(now)
         self._raft.tick(now)
-        if self._raft.news:
+        if self._raft.restless:
             self._event.set()
         self._flush()
         self._begin_write()
@@ -222,12 +229,18 @@ class Driver:
             _, peer, frame = self._held.popleft()
             self._network.send(peer, frame)
 
-    def _finish_snapshot(self) -> None:
-        if self._snapshot is not None:
-            task, self._snapshot = self._snapshot, None
-            taken = task.result()
+    def _finish_snapshots(self, now: float) -> None:
+        """As with a write, an error ends this manager."""
+        if self._stored is not None:
+            stored, self._stored = self._stored, None
+            taken = stored.result()
             log.info("raft.snapshot", node=self._raft.node_id, index=taken.index, blocks=taken.blocks)
             self._raft.snapshot_done(taken)
+        if self._received is not None:
+            received, self._received = self._received, None
+            taken, content = received.result()
+            log.info("raft.snapshot_received", node=self._raft.node_id, index=taken.index, blocks=taken.blocks)
+            self._raft.snapshot_received(now, taken, content)
 
     # ---------------------------------------------------------------- telling others
 

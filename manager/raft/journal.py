@@ -192,8 +192,8 @@ class Journal:
             self._queued.append(ops.Head(self.entries[0][1], self.entries[0][2]))
         self._configurations = [held for held in self._configurations if held[0] > taken.index]
 
-    def install(self, taken: snapshot.Snapshot, body: Sequence[bytes]) -> None:
-        """A leader's snapshot replaces the log, except a tail that continues it."""
+    def install(self, taken: snapshot.Snapshot) -> None:
+        """A leader's snapshot, stored already, replaces the log, except a tail that continues it."""
         tail: list[commands.Entry] = []
         if taken.index > self.first_index and self.term_at(taken.index) == taken.term:
             tail = self.entries[taken.index - self.first_index + 1 :]
@@ -204,7 +204,7 @@ class Journal:
             self._queued.append(ops.Cut(0))
             self._cut_floor = min(self._cut_floor, taken.index)
             self.durable_index = min(self.durable_index, taken.index)
-        self._queued += [ops.Taken(taken, body), ops.Head(taken.index, taken.term)]
+        self._queued += [ops.Taken(taken), ops.Head(taken.index, taken.term)]
         self._configurations = _configurations(tail)
         self.configuration_version += 1
 

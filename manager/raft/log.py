@@ -89,10 +89,7 @@ class DurableLog:
         taken = False
         trimmed = False
         for op in batch:
-            if isinstance(op, ops.Taken):
-                taken = True
-                if op.body is not None:
-                    self.save_snapshot(op.snapshot, op.body)
+            taken = taken or isinstance(op, ops.Taken)
             trimmed = trimmed or isinstance(op, ops.Head)
             self._state.apply(op)
         if trimmed:

@@ -67,6 +67,10 @@ class RaftNode:
         if state is None and not self._bootstrap and not self._join:
             raise errors.FailedPrecondition("raft: the log is empty and there is neither a new cluster nor one to join")
         entries = journal.Journal(state, bootstrap=self._bootstrap)
+        if entries.snapshot.blocks:
+            await self._machine.load(entries.snapshot)
+        if self._stopping:
+            return  # meanwhile
         self._core = core.RaftCore(
             now=loop.time(),
             node_id=self.node_id,
@@ -85,7 +89,8 @@ class RaftNode:
             on_round=self._notify,
             on_failure=self._fail,
         )
-        self._machine.finished = self._driver.snapshot_finished
+        self._machine.stored = self._driver.snapshot_stored
+        self._machine.received = self._driver.snapshot_received
         self._changes = changes.Changes(self._driver, self._core, self._config)
         await self._transport.start(self)
         self._update_peers(self._core)

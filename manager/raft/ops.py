@@ -33,10 +33,9 @@ class Hard:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Taken:
-    """The snapshot that counts from now on. `body` is None when its file is already there."""
+    """The snapshot that counts from now on. Its file is already there."""
 
     snapshot: snapshot.Snapshot
-    body: Sequence[bytes] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

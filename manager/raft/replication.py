@@ -7,8 +7,6 @@ skipped term by term (`_conflict`); a leader counts its own copy only once that 
 what is in flight is bounded, and snapshots travel in acknowledged blocks (`_send_entries`, `_send_blocks`).
 """
 
-import functools
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +32,7 @@ class Replication(membership.Membership):
         self._transfers = transfers.Transfers(open_snapshot, patience_s=times.election_max_s)
         self._windows: dict[str, transfers.Window] = {}
         self._incoming: tuple[str, snapshot.Snapshot, list[bytes]] | None = None
+        self._installing: tuple[Any, snapshot.Snapshot] | None = None  # from whom; being stored and decoded
         self._leader_heard_at = 0.0
         self._round = 0  # of read barriers, as leader
         self._echo = 0  # the leader's round, as follower
@@ -44,7 +43,7 @@ class Replication(membership.Membership):
 
     # ---------------------------------------------------------------- hooks of the layers above
 
-    def _install(self, taken: snapshot.Snapshot, body: Sequence[bytes]) -> None:
+    def _begin_install(self, taken: snapshot.Snapshot, blocks: Sequence[bytes]) -> None:
         raise NotImplementedError
 
     def _abandon_election(self) -> None:
@@ -179,8 +178,8 @@ class Replication(membership.Membership):
             self._match_index[node] = min(self._match_index[node], matched)
             self._next_index[node] = matched + 1
             self._windows.pop(node.id, None)
-        if self._next_index[node] <= self.journal.last_index:
-            self._unsent = True
+        if self.journal.first_index < self._next_index[node] <= self.journal.last_index:
+            self._unsent = True  # blocks of a snapshot follow their acknowledgements instead
 
     def _advance_commit(self) -> None:
         """Commits what a majority has on disk. The library counts its own copy before it is there.
@@ -269,6 +268,10 @@ class Replication(membership.Membership):
         if taken.index <= self.applied_index:  # old news: we have all of it
             self._answer(node, nextNodeIdx=taken.index + 1, success=True, acknowledged=(taken.index, taken.blocks))
             return
+        if self._installing is not None:  # a sign of life; what else comes is sent again when this is done
+            known = self._installing[1] == taken
+            self._answer(node, acknowledged=(taken.index, taken.blocks) if known else None)
+            return
         if number == 0:
             self._incoming = (node.id, taken, [])
         if self._incoming is None or self._incoming[:2] != (node.id, taken):
@@ -277,12 +280,8 @@ class Replication(membership.Membership):
         blocks = self._incoming[2]
         if number == len(blocks):
             blocks.append(message["data"])
-        if len(blocks) < taken.blocks:
-            self._answer(node, acknowledged=(taken.index, len(blocks)))
-            return
-        self._incoming = None
-        if functools.reduce(lambda digest, block: zlib.crc32(block, digest), blocks, 0) != taken.digest:
-            self._answer(node, acknowledged=(taken.index, 0))  # damaged on the way: once more
-            return
-        self._install(taken, blocks)
-        self._answer(node, nextNodeIdx=taken.index + 1, success=True, acknowledged=(taken.index, taken.blocks))
+        self._answer(node, acknowledged=(taken.index, len(blocks)))
+        if len(blocks) == taken.blocks:
+            self._incoming = None
+            self._installing = (node, taken)
+            self._begin_install(taken, blocks)

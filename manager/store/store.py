@@ -5,6 +5,7 @@ them. Transactions are checked here, when applied, so a stale leader or a raced 
 not seen.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -156,34 +157,61 @@ class Store:
 
     def restore(self, records: Iterable[pb.SnapshotRecord]) -> None:
         """Replaces everything by a snapshot; watchers are told to start over. Bug when the snapshot is not whole."""
-        iterator = iter(records)
-        first = next(iterator, pb.SnapshotRecord())
-        if first.WhichOneof("record") != "header" or first.header.format != SNAPSHOT_FORMAT:
-            raise errors.Bug("not a snapshot of this format")
-        fresh: dict[str, tables.Table[tables.Row]] = {s.kind: tables.Table(s) for s in SCHEMAS}
-        count = 0
-        for record in iterator:
-            table = record.object.WhichOneof("kind")
-            if table is None:
-                raise errors.Bug("snapshot record without an object")
-            fresh[table].put(getattr(record.object, table))
-            count += 1
-        if count != first.header.objects:
-            raise errors.Bug(f"snapshot holds {count} objects and announces {first.header.objects}")
-        self._tables = fresh
-        self.index = first.header.index
+        self.take_over(thaw(records))
+
+    def take_over(self, content: "Content") -> "Content":
+        """Makes `content` this store's, at once; watchers are told to start over. Returns what was there before."""
+        before = Content(self.index, self._tables)
+        self.index, self._tables = content.index, content.tables
         if self._guard is not None:
             self._guard = _MutationGuard()
-            for kind, rows in fresh.items():
-                for row in rows.rows.values():
+            for kind, table in self._tables.items():
+                for row in table.rows.values():
                     self._guard.remember(kind, row)
         for watcher in list(self._watches):
             watcher.reset()
+        return before
 
     def verify(self) -> None:
         """Checking mode only: raises Bug when a stored object was changed in place."""
         if self._guard is not None:
             self._guard.verify()
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """Tables at one index that no store uses: made by `thaw` to be taken over, or left behind by that."""
+
+    index: int
+    tables: dict[str, tables.Table[tables.Row]]
+
+    def discard(self) -> None:
+        """Frees it row by row. For another thread: freed at once, a large content would hold up everybody."""
+        for table in self.tables.values():
+            while table.rows:
+                table.rows.popitem()
+            for index in table.indexes.values():
+                while index:
+                    index.popitem()
+
+
+def thaw(records: Iterable[pb.SnapshotRecord]) -> Content:
+    """The content of a snapshot. Concerns no store yet, so it may run in any thread. Bug when it is not whole."""
+    iterator = iter(records)
+    first = next(iterator, pb.SnapshotRecord())
+    if first.WhichOneof("record") != "header" or first.header.format != SNAPSHOT_FORMAT:
+        raise errors.Bug("not a snapshot of this format")
+    fresh: dict[str, tables.Table[tables.Row]] = {s.kind: tables.Table(s) for s in SCHEMAS}
+    count = 0
+    for record in iterator:
+        table = record.object.WhichOneof("kind")
+        if table is None:
+            raise errors.Bug("snapshot record without an object")
+        fresh[table].put(getattr(record.object, table))
+        count += 1
+    if count != first.header.objects:
+        raise errors.Bug(f"snapshot holds {count} objects and announces {first.header.objects}")
+    return Content(first.header.index, fresh)
 
 
 class Frozen:

@@ -107,7 +107,7 @@ def test_a_snapshot_and_the_new_head_are_one_batch() -> None:
 def test_a_received_snapshot_keeps_a_tail_that_continues_it(term: int, last: int) -> None:
     entries, state = fresh()
     taken = snapshot.Snapshot(index=4, term=term, members={"c": "h:3"}, members_index=3, blocks=1)
-    entries.install(taken, [b"body"])
+    entries.install(taken)
     assert (entries.first_index, entries.last_index) == (4, last)
     assert entries.configuration == (3, {"c": "h:3"})
     written(entries, state)

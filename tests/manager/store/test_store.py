@@ -198,6 +198,18 @@ def test_restoring_tells_watchers_to_start_over() -> None:
     assert target.index == source.index
 
 
+def test_what_a_snapshot_replaces_is_handed_back_to_be_freed_elsewhere() -> None:
+    target, source = fresh(), fresh()
+    apply(target, [ops.create(task("old"))])
+    apply(source, [ops.create(task("new"))])
+    old = target.view().tasks.get("old")
+    before = target.take_over(store.thaw(source.freeze().records()))
+    assert before.tables["task"].rows == {"old": old}
+    before.discard()
+    assert not any(table.rows or any(table.indexes.values()) for table in before.tables.values())
+    assert [each.id for each in target.view().tasks] == ["new"]
+
+
 def test_the_local_committer_raises_what_the_store_refuses() -> None:
     class Clock:
         def now(self) -> float:
