@@ -18,7 +18,10 @@ def advance(now: turn.Turn, slot: slots.Slot) -> bool:
         return False
     coming = _coming(now.comparison, slot)
     if not coming:
-        return False  # all of them are outdated or leaving: updates and moves see to that
+        # All of them are outdated or leaving: updates and moves see to that. One that took over before has done so.
+        for task in [task for task in slot.live if task.status.state == pb.TASK_STATE_RUNNING][:-1]:
+            now.stop(task)
+        return False
     keeper = next((task for task in coming if task.status.state == pb.TASK_STATE_RUNNING), coming[-1])
     for task in coming:
         if task is not keeper:
@@ -31,8 +34,10 @@ def advance(now: turn.Turn, slot: slots.Slot) -> bool:
         for task in going:
             now.stop(task)
         return False
-    for task in going:  # one that runs is enough to wait with
-        if task not in running:
+    # One that runs is enough to wait with: the one whose end the keeper waits for, or the last to have come to run.
+    needed = next((task for task in running if task.id == keeper.replaces), running[-1])
+    for task in going:
+        if task is not needed:
             now.stop(task)
     return True
 

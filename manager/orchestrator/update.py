@@ -78,7 +78,9 @@ def _broken_off(slot: slots.Slot) -> bool:
 
 def _start(now: turn.Turn, slot: slots.Slot, how: update_settings.Settings) -> None:
     """Creates what is to replace the task of an outdated slot; handover.py stops that one when it may go."""
-    previous = slot.live[-1] if slot.live else slot.newest
+    # The one that runs, not a successor that an earlier update left half prepared: it is what has to stop first.
+    occupants = [task for task in slot.live if task.status.state == pb.TASK_STATE_RUNNING] or slot.live
+    previous = occupants[-1] if occupants else slot.newest
     stop_first = slot.live and how.order != pb.UPDATE_ORDER_START_FIRST
     start = tasks.Start.WHEN_DUE if stop_first else tasks.Start.AT_ONCE
     now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=previous.id)

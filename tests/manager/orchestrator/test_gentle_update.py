@@ -137,3 +137,40 @@ def test_a_hung_start_rolls_back_after_the_services_own_deadline() -> None:
     w.go(for_s=100.0)
     assert w.status("web")[0] == pb.UPDATE_STATE_ROLLBACK_COMPLETED
     assert {task.revision_id for task in w.running("web")} == {"web@1"}
+
+
+def test_a_new_update_in_the_middle_of_a_preparation_stops_what_runs_first() -> None:
+    w = cluster("n1", "n2")
+    w.service("web", 1)
+    w.go()
+    (old,) = w.running("web")
+
+    def check() -> None:
+        assert len(w.running("web")) <= 1
+
+    w.check = check
+    w.deploy("web", "demo:2")
+    w.decide()
+    w.agents()  # accepted, no more: what runs is still the first version
+    w.deploy("web", "demo:3")
+    w.go(for_s=200.0)
+    assert [task.revision_id for task in w.running("web")] == ["web@3"]
+    assert [task.replaces for task in w.running("web")] == [old.id]
+
+
+def test_a_new_update_just_when_the_last_one_has_taken_over_keeps_no_more_than_two_running() -> None:
+    w = cluster("n1", "n2")
+    w.service("web", 1, lambda spec: setattr(spec.update, "order", START_FIRST))
+    w.go()
+
+    def check() -> None:
+        assert len([task for task in w.running("web") if task.desired_state <= pb.TASK_STATE_RUNNING]) <= 2
+
+    w.deploy("web", "demo:2")
+    w.decide()
+    while len(w.running("web")) < 2:
+        w.agents()
+    w.check = check
+    w.deploy("web", "demo:3")
+    w.go(for_s=200.0)
+    assert [task.revision_id for task in w.running("web")] == ["web@3"]
