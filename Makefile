@@ -3,6 +3,7 @@ PY := .venv/bin/python
 BENCH ?= cli
 SEEDS ?= 20
 SEED ?=
+KIND ?=
 
 .PHONY: demo test check unit proto simulate bench clean setup setup-dev
 
@@ -26,8 +27,8 @@ unit: setup-dev
 proto: setup-dev      ## rewrite skep/v1 from proto/
 	@./deploy/proto.sh
 
-simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one
-	@PYTHONHASHSEED=0 $(PY) -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one (KIND=consensus|cluster)
+	@PYTHONHASHSEED=0 $(PY) -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND))
 
 bench: setup-dev      ## make bench BENCH=NAME runs tests/bench/NAME.py: one "figure: value unit" a line
 	@$(PY) -m tests.bench $(BENCH)

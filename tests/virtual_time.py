@@ -13,6 +13,7 @@ class _Jump(selectors.SelectSelector):
     """Where a loop would wait for its next timer, time jumps there."""
 
     now = 0.0
+    watches_files = True  # False: nothing but timers ever ends a wait, so there is no need to ask the system
 
     def select(  # type: ignore[explicit-override]  # typing.override came with Python 3.12
         self, timeout: float | None = None
@@ -20,14 +21,15 @@ class _Jump(selectors.SelectSelector):
         if timeout is None:
             raise RuntimeError("everything waits, and no timer will ever end it")
         self.now += max(timeout, 0.0)
-        return super().select(0)
+        return super().select(0) if self.watches_files else []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Starts at 0.0 and never waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, watches_files: bool = True) -> None:
         self._jump = _Jump()
+        self._jump.watches_files = watches_files
         super().__init__(self._jump)
 
     def time(self) -> float:  # type: ignore[explicit-override]  # typing.override came with Python 3.12

@@ -9,7 +9,7 @@ methods, so a release in which one of these methods reads differently is refused
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pysyncobj.syncobj
@@ -62,8 +62,11 @@ _moment = _Moment()
 def digest(method: str) -> str:
     """A short fingerprint of one method's source text; empty when there is no such method."""
     function = getattr(pysyncobj.syncobj.SyncObj, method, None)
-    if function is None:
-        return ""
+    return "" if function is None else _digest_of(function)
+
+
+@functools.cache  # reading source text takes milliseconds, and every core of a process verifies the same library
+def _digest_of(function: Callable[..., Any]) -> str:
     return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
 
 

@@ -1,58 +1,98 @@
-"""python -m tests.simulation --seeds N [--seed S]: runs seeds and stops at the first that breaks an invariant."""
+"""python -m tests.simulation: runs seeds on all cores and stops at the first that breaks an invariant."""
 
 import argparse
-import logging
+import itertools
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
-import structlog
+from tests.simulation import alarm, kinds, pool
 
-from tests.simulation import run
+REPORT_EVERY_S = 10.0
+CI_CONSENSUS_SEEDS = 300
+CI_CLUSTER_S = 90.0  # on all cores
 
 
 def main() -> int:
     """Exit code 0 when every seed holds."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
-    parser.add_argument("--seeds", type=int, default=20, help="how many, from --first on")
-    parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=None, help="only this one, with the managers' log")
-    arguments = parser.parse_args()
-    if os.environ.get("PYTHONHASHSEED", "random") == "random":
+    arguments = _arguments()
+    if os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"  # sets of strings are in another order in every process otherwise
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
-    if arguments.seed is None:
-        quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
-        structlog.configure(wrapper_class=quiet)
-    seeds = (
-        [arguments.seed] if arguments.seed is not None else range(arguments.first, arguments.first + arguments.seeds)
+    names = [arguments.kind] if arguments.kind else list(kinds.KINDS)
+    if arguments.seed is not None:
+        return _replay([kinds.Job(kind, arguments.seed) for kind in names], loud=not arguments.quiet)
+    if arguments.ci:
+        return _continuous_integration()
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    return _run(kinds.Job(kind, seed) for seed in seeds for kind in names)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--seeds", type=int, default=20, help="how many of each kind, from --first on")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=None, help="only this one, with the product's log")
+    parser.add_argument("--kind", choices=list(kinds.KINDS), default=None, help="only this kind")
+    parser.add_argument("--quiet", action="store_true", help="with --seed: without the log")
+    parser.add_argument(
+        "--ci", action="store_true", help="regression seeds, then fresh ones that the commit at HEAD stands for"
     )
-    began = time.perf_counter()
-    virtual_s = 0.0
-    done = 0
-    for seed in seeds:
-        try:
-            report = run.simulate(seed)
-        except Exception as error:
-            print(f"FAILED: {type(error).__name__}: {error}", file=sys.stderr)
-            replay = f"PYTHONHASHSEED={os.environ['PYTHONHASHSEED']} python -m tests.simulation --seed {seed}"
-            print(f"replay: {replay}", file=sys.stderr)
-            if arguments.seed is not None:
-                raise
+    return parser.parse_args()
+
+
+def _replay(jobs: list[kinds.Job], *, loud: bool) -> int:
+    alarm.configure(loud=loud)
+    for job in jobs:
+        outcome = pool.run_job(job)
+        if outcome.failure:
+            print(f"FAILED: {job.kind} {job.seed}: {outcome.failure}", file=sys.stderr)
             return 1
-        done += 1
-        virtual_s += report.virtual_s
-        print(
-            f"seed {seed}: ok trace {report.trace} acknowledged {report.acknowledged} unknown {report.unknown} "
-            f"reads {report.reads} terms {report.terms} faults {sum(report.faults.values())}",
-            flush=True,
-        )
-    elapsed_s = time.perf_counter() - began
-    print(
-        f"{done} seeds, {virtual_s / 3600:.2f} virtual hours in {elapsed_s:.1f} s "
-        f"({60 * done / elapsed_s:.0f} seeds per minute), PYTHONHASHSEED={os.environ['PYTHONHASHSEED']}"
-    )
+        print(f"{job.kind} {job.seed}: ok, trace {outcome.trace}, {outcome.summary}, {outcome.cpu_s:.2f} s")
     return 0
+
+
+def _run(jobs: Iterator[kinds.Job]) -> int:
+    tally = pool.Tally()
+    reported_at = time.perf_counter()
+
+    def progress(outcome: pool.Outcome) -> None:
+        nonlocal reported_at
+        tally.add(outcome)
+        if time.perf_counter() - reported_at >= REPORT_EVERY_S:
+            reported_at = time.perf_counter()
+            print(tally.line(), flush=True)
+
+    failed = pool.run_jobs(jobs, processes=pool.cores(), progress=progress)
+    if failed is not None:
+        print(f"FAILED: {failed.job.kind} {failed.job.seed}: {failed.failure}", file=sys.stderr)
+        print(f"replay: {failed.job.replay}", file=sys.stderr)
+        return 1
+    print(tally.line(), flush=True)
+    return 0
+
+
+def _continuous_integration() -> int:
+    base, commit = _base()
+    print(f"simulation: seeds from {base} on (of commit {commit})", flush=True)
+    jobs = [*kinds.REGRESSIONS, *(kinds.Job(kinds.CONSENSUS, base + number) for number in range(CI_CONSENSUS_SEEDS))]
+    return _run(iter(jobs)) or _run(_until(time.perf_counter() + CI_CLUSTER_S, base))
+
+
+def _until(deadline: float, base: int) -> Iterator[kinds.Job]:
+    for number in itertools.count():
+        if time.perf_counter() >= deadline:
+            return
+        yield kinds.Job(kinds.CLUSTER, base + number)
+
+
+def _base() -> tuple[int, str]:
+    """Every commit has seeds of its own, and anyone finds out which."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = head or "0" * 40  # not a checkout
+    return int(commit[:6], 16) * 1000, commit[:12]
 
 
 if __name__ == "__main__":

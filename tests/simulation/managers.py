@@ -19,7 +19,7 @@ class Stopwatch(virtual_time.VirtualLoop):
     """Virtual time with a look at everything after each turn."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(watches_files=False)
         self.after_turn: Callable[[], None] = lambda: None
 
     def _run_once(self) -> None:

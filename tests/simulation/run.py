@@ -6,7 +6,7 @@ import random
 
 from manager.raft import config, memory_transport
 from skep import pb
-from tests.simulation import faults, managers, shadow, workload
+from tests.simulation import alarm, faults, managers, shadow, workload
 
 FAULTS_S = 20.0  # virtual
 SETTLE_S = 20.0
@@ -27,11 +27,18 @@ class Report:
     terms: int
     faults: dict[str, int]
 
+    def summary(self) -> str:
+        """See kinds.Report."""
+        return (
+            f"{self.acknowledged} acknowledged, {self.unknown} unknown, {self.reads} reads, {self.terms} terms, "
+            f"{sum(self.faults.values())} faults"
+        )
+
 
 def simulate(seed: int, *, faults_s: float = FAULTS_S) -> Report:
     """Runs one seed. Raises Violation when an invariant does not hold."""
     loop = managers.Stopwatch()
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with alarm.armed(), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(_simulate(seed, loop, faults_s))
 
 

@@ -1,0 +1,236 @@
+"""What the cluster has agreed on, kept beside it, and what must hold of it at every entry.
+
+Every manager's store is watched: equal at equal index (by a digest over all objects), and every entry that is applied
+for the first time is judged: version checks, tasks that only move forward, nodes that may be given tasks.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from manager import plan
+from manager.store import ops, store, views, watching
+from skep import errors, ids, pb, stamps
+from tests.simulation import shadow
+
+Key = tuple[str, str]  # kind, ID
+
+
+class WatchedStore(store.Store):
+    """The real store, which tells the ledger of everything."""
+
+    def __init__(self, name: str, ledger: "Ledger", *, checking: bool) -> None:
+        super().__init__(checking=checking)
+        self._name = name
+        self._ledger = ledger
+        self._digests: dict[Key, int] = {}
+        self._digest = 0
+        self._own = self.watch((), lambda: None)
+
+    @override
+    def apply(self, index: int, transactions: Iterable[pb.Transaction]) -> list[errors.SkepError | None]:
+        batch = list(transactions)
+        outcomes = super().apply(index, batch)
+        changes = self._own.take()
+        for change in changes:
+            self._enter((change.kind, change.id), change.new)
+        self._ledger.applied(self._name, index, batch, outcomes, changes)
+        self._ledger.compare(self._name, index, self._digest)
+        return outcomes
+
+    @override
+    def restore(self, records: Iterable[pb.SnapshotRecord]) -> None:
+        super().restore(records)
+        self._digests.clear()
+        self._digest = 0
+        with contextlib.suppress(watching.Lagged):
+            self._own.take()
+        for record in self.freeze().records():
+            if record.WhichOneof("record") == "object":
+                row = ops.unwrap(record.object)
+                self._enter((record.object.WhichOneof("kind") or "", row.id), row)
+        self._ledger.compare(self._name, self.index, self._digest)
+
+    def _enter(self, key: Key, row: ops.AnyRow | None) -> None:
+        self._digest ^= self._digests.pop(key, 0)
+        if row is not None:
+            digest = hashlib.blake2b(row.SerializeToString(deterministic=True), key=key[0].encode(), digest_size=16)
+            self._digests[key] = int.from_bytes(digest.digest(), "big")
+            self._digest ^= self._digests[key]
+
+
+class Ledger:
+    """The agreed state, and the history that the checks need."""
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.objects: dict[Key, Any] = {}
+        self.written_off: dict[str, None] = {}  # tasks that were unwanted while their node was lost: see running.py
+        self.started_at: dict[str, float] = {}  # tasks whose wish became RUNNING after READY: the leader's clock
+        self.entries = 0
+        self.transactions = 0
+        self.refused = 0
+        self._digests: dict[int, tuple[str, int]] = {}
+        self._decided_on: dict[str, int] = {}  # task -> index of the view on which it was assigned
+        self._takes: dict[str, list[tuple[int, bool]]] = {}  # node -> since which index it takes tasks, or not
+
+    def rows(self, kind: str) -> list[Any]:
+        """All agreed objects of a kind."""
+        return [row for (each, _), row in self.objects.items() if each == kind]
+
+    def get(self, kind: str, row_id: str) -> Any:
+        """An agreed object, or None."""
+        return self.objects.get((kind, row_id))
+
+    # ---------------------------------------------------------------- replicas
+
+    def compare(self, name: str, index: int, digest: int) -> None:
+        """All managers' stores are equal at equal index."""
+        first, known = self._digests.setdefault(index, (name, digest))
+        shadow.require(known == digest, f"{name}'s store differs from {first}'s at index {index}")
+
+    def applied(
+        self, name: str, index: int, batch: Sequence[pb.Transaction], outcomes: Sequence[errors.SkepError | None],
+        changes: Sequence[watching.Change],
+    ) -> None:  # fmt: skip
+        """A manager has applied an entry."""
+        if index <= self.index:
+            return
+        self.index = index
+        self.entries += 1
+        touched: dict[Key, None] = {}  # by an earlier transaction of this entry
+        for transaction, outcome in zip(batch, outcomes, strict=True):
+            self.transactions += 1
+            if outcome is None:
+                self._check_versions(name, index, transaction, touched)
+            else:
+                self.refused += 1
+        for change in changes:
+            known = self.objects.get((change.kind, change.id))
+            old = None if change.old is None else change.old.version.index
+            if change.old is not None and change.old.version.index != index:
+                shadow.require(known is not None, f"{change.kind} {change.id} changed at {index}, but was not there")
+                shadow.require(_version(known) == old, f"{change.kind} {change.id} is not what it was at {index}")
+            self._change(index, change)
+
+    def _check_versions(self, name: str, index: int, transaction: pb.Transaction, touched: dict[Key, None]) -> None:
+        """A transaction took effect: everything that it was decided on was still so."""
+        keys: dict[Key, None] = {}
+        for op in transaction.ops:
+            kind = op.object.WhichOneof("kind") or ""
+            key = kind, ops.unwrap(op.object).id
+            keys[key] = None
+            stored = self.objects.get(key)
+            if op.kind == pb.OP_KIND_CREATE:
+                shadow.require(stored is None or key in touched, f"{name} created {kind} {key[1]} anew at {index}")
+                continue
+            now = _version(stored)
+            shadow.require(
+                key not in touched and now == op.based_on,
+                f"{name} let a change of {kind} {key[1]} based on {op.based_on} pass at {index}, when it was at {now}",
+            )
+        touched.update(keys)
+
+    # ---------------------------------------------------------------- one change after the other
+
+    def _change(self, index: int, change: watching.Change) -> None:
+        key = change.kind, change.id
+        if change.new is None:
+            self.objects.pop(key, None)
+        else:
+            self.objects[key] = change.new
+        if change.kind == "node":
+            self._node_changed(index, change.id, change.new)
+        elif change.kind == "task" and isinstance(change.new, pb.Task):
+            self._task_changed(index, change.old if isinstance(change.old, pb.Task) else None, change.new)
+
+    def _node_changed(self, index: int, node_id: str, node: Any) -> None:
+        takes = (
+            node is not None
+            and node.spec.availability == pb.NODE_AVAILABILITY_ACTIVE
+            and node.status.state == pb.NODE_STATE_READY
+        )
+        self._takes.setdefault(node_id, []).append((index, takes))
+        if node is None or node.status.state == pb.NODE_STATE_DOWN:
+            for task in self.rows("task"):
+                if task.node_id == node_id:
+                    self._write_off(task)
+
+    def _task_changed(self, index: int, old: pb.Task | None, new: pb.Task) -> None:
+        if old is not None:
+            forward = new.status.state >= old.status.state and new.desired_state >= old.desired_state
+            shadow.require(forward, f"task {new.id} went back at {index}: {_states(old)} -> {_states(new)}")
+            moved = old.node_id and new.node_id != old.node_id
+            shadow.require(not moved, f"task {new.id} moved from node {old.node_id} to {new.node_id} at {index}")
+            if old.desired_state < pb.TASK_STATE_RUNNING <= new.desired_state:
+                self.started_at[new.id] = stamps.seconds(new.updated_at)
+            if old.status.state < pb.TASK_STATE_ASSIGNED == new.status.state:
+                self._check_assignment(index, new)
+        node = self.get("node", new.node_id)
+        if new.node_id and (node is None or node.status.state == pb.NODE_STATE_DOWN):
+            self._write_off(new)
+
+    def _write_off(self, task: pb.Task) -> None:
+        if task.desired_state > pb.TASK_STATE_COMPLETE:
+            self.written_off[task.id] = None
+
+    def _check_assignment(self, index: int, task: pb.Task) -> None:
+        """The node took tasks in the state that the scheduler had before it.
+
+        Between that state and this entry the node may have been drained or lost: versions guard the task, and the
+        orchestrator moves it on. What must never be is a scheduler that knew.
+        """
+        decided = self._decided_on.get(task.id)
+        shadow.require(decided is not None, f"task {task.id} was assigned by nobody at {index}")
+        takes = False
+        for since, able in self._takes.get(task.node_id, ()):
+            if since <= (decided or 0):
+                takes = able
+        shadow.require(takes, f"task {task.id} was put on node {task.node_id}, which takes none (entry {index})")
+
+    # ---------------------------------------------------------------- deciders
+
+    def watch_decider(self, decider: plan.Decider) -> plan.Decider:
+        """The decider, whose assignments are noted with the state they were decided on."""
+        return _Noting(decider, self._decided_on)
+
+
+class _Noting:
+    """A decider and a notebook."""
+
+    def __init__(self, decider: plan.Decider, notes: dict[str, int]) -> None:
+        self._decider = decider
+        self._notes = notes
+        self.name = decider.name
+        self.kinds = decider.kinds
+
+    def touches(self, state: views.View, change: watching.Change) -> Iterable[str]:
+        return self._decider.touches(state, change)
+
+    def decide(self, state: views.View, now: float, rng: ids.Rng, dirty: frozenset[str] | None) -> plan.Plan:
+        result = self._decider.decide(state, now, rng, dirty)
+        for op in result.ops:
+            task = op.object.task
+            if op.object.WhichOneof("kind") == "task" and task.status.state == pb.TASK_STATE_ASSIGNED:
+                self._notes[task.id] = state.index
+        return result
+
+
+def _version(row: Any) -> int:
+    return 0 if row is None else int(row.version.index)
+
+
+def _states(task: pb.Task) -> str:
+    return f"{pb.TaskState.Name(task.status.state)} wished {pb.TaskState.Name(task.desired_state)}"
+
+
+def by_slot(ledger: Ledger, service_id: str) -> Mapping[int, list[pb.Task]]:
+    """The agreed tasks of a service by slot, oldest first."""
+    found: dict[int, list[pb.Task]] = {}
+    for task in ledger.rows("task"):
+        if task.service_id == service_id:
+            found.setdefault(task.slot, []).append(task)
+    return found
