@@ -122,7 +122,9 @@ class CountingCommitter:
         self.is_leader = True
         self.refusals: list[errors.SkepError] = []
         self.before: list[pb.Op] = []  # committed by "somebody else" just before the next commit
+        self.before_barrier: list[pb.Op] = []  # and before the next barrier is through
         self.takes_s = 0.0  # from a proposal until it is applied
+        self.waiting = 0  # commits that are not applied yet
         self._order = asyncio.Lock()
 
     async def commit(self, operations: Sequence[pb.Op]) -> int:
@@ -132,15 +134,22 @@ class CountingCommitter:
             raced, self.before = self.before, []
             await self._inner.commit(raced)
         self.commits += 1
-        async with self._order:
-            await asyncio.sleep(self.takes_s)
-            return await self._inner.commit(operations)
+        self.waiting += 1
+        try:
+            async with self._order:
+                await asyncio.sleep(self.takes_s)
+                return await self._inner.commit(operations)
+        finally:
+            self.waiting -= 1
 
     async def barrier(self) -> None:
         if self.refusals:
             raise self.refusals.pop(0)
         async with self._order:
             await asyncio.sleep(self.takes_s)
+        if self.before_barrier:
+            raced, self.before_barrier = self.before_barrier, []
+            await self._inner.commit(raced)
 
 
 class Agent:

@@ -30,6 +30,37 @@ def test_a_registration_that_races_is_decided_again() -> None:
     virtual_time.run(main)
 
 
+def test_a_node_that_is_given_up_while_it_registers_is_ready_all_the_same() -> None:
+    async def main() -> None:
+        cluster = joined.Cluster(joined.Network())
+        await cluster.create(joined.node("n1"))
+        writer = nodes.NodeWriter(target=cluster.store, committer=cluster.committer, clock=cluster.clock)
+        description = pb.NodeDescription(hostname="h")
+        registered = await writer.register("n1", description, "10.0.0.7")
+        given_up = pb.Node()
+        given_up.CopyFrom(registered)
+        given_up.status.state = pb.NODE_STATE_UNKNOWN
+        cluster.committer.before_barrier = [ops.update(given_up)]
+        assert (await writer.register("n1", description, "10.0.0.7")).status.state == pb.NODE_STATE_READY
+
+    virtual_time.run(main)
+
+
+def test_a_node_that_registers_while_it_is_given_up_registers_again() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (_, cluster, (agent,)):
+            await cluster.dispatcher.stop()
+            await agent.stop()
+            await cluster.dispatcher.start()
+            cluster.committer.takes_s = 1.0
+            await until(lambda: cluster.committer.waiting > 0)  # on the way: that nothing is known of the node
+            await agent.start()
+            await until(lambda: cluster.node("n1").status.state == pb.NODE_STATE_UNKNOWN)
+            await until(lambda: cluster.node("n1").status.state == pb.NODE_STATE_READY)
+
+    virtual_time.run(main)
+
+
 def test_a_manager_that_cannot_prove_its_lead_serves_nobody() -> None:
     async def main() -> None:
         async with joined.joined("n1") as (network, cluster, (agent,)):
