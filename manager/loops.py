@@ -13,7 +13,7 @@ import structlog
 
 from manager import plan
 from manager.allocator import allocator
-from manager.orchestrator import enforcer, reaper, services, starting
+from manager.orchestrator import enforcer, reaper, rebalance, services, starting
 from manager.scheduler import scheduler
 from manager.store import commit, store, watching
 from skep import clock as clocks
@@ -38,6 +38,7 @@ def default_deciders() -> list[plan.Decider]:
     return [
         enforcer.Enforcer(),
         services.Services(),
+        rebalance.Rebalancer(),
         starting.Starter(),
         allocator.Allocator(),
         scheduler.Scheduler(),

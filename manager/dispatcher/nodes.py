@@ -45,6 +45,12 @@ def unknown(node: pb.Node) -> None:
         node.status.message = TAKEOVER
 
 
+def _went_or_came(before: pb.Node, after: pb.Node) -> bool:
+    """Whether the node's state changed. That a new leader has not heard of it for a moment is no coming and going."""
+    old, new = before.status.state, after.status.state
+    return old != new and {old, new} != {pb.NODE_STATE_UNKNOWN, pb.NODE_STATE_READY}
+
+
 class NodeWriter:
     """Commits changes of nodes."""
 
@@ -100,7 +106,7 @@ class NodeWriter:
                 wanted = pb.Node()
                 wanted.CopyFrom(stored)
                 change(wanted)
-                if wanted.status.state != stored.status.state:
+                if _went_or_came(stored, wanted):
                     wanted.status.since.CopyFrom(stamps.stamp(self._clock.now()))
                 if wanted != stored:
                     updates.append(ops.update(wanted))

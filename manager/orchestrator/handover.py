@@ -57,6 +57,8 @@ def _coming(comparison: dirty.Comparison, slot: slots.Slot) -> list[pb.Task]:
 
 def _ready(now: turn.Turn, keeper: pb.Task, running: list[pb.Task]) -> bool:
     """Whether the running predecessors may go."""
+    if keeper.node_id and tasks.lost(now.node(keeper)):
+        return False  # whatever it was last seen to do, nobody knows what it does now
     if keeper.desired_state == pb.TASK_STATE_READY:
         due = stamps.seconds(keeper.not_before)
         if now.now < due:

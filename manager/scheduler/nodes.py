@@ -135,6 +135,18 @@ class Ledger:
         self.of_service(service_id)[load.node.id] = load
         load.services[service_id] = load.services.get(service_id, 0) + 1
 
+    def shift(self, load: NodeLoad, service_id: str, step: int) -> None:
+        """Counts tasks of the service there, more or fewer, as if they had come or gone; what they take stays taken."""
+        present = self.of_service(service_id)
+        load.total += step
+        load.services[service_id] = load.services.get(service_id, 0) + step
+        if load.services[service_id] > 0:
+            present[load.node.id] = load
+        else:
+            present.pop(load.node.id, None)
+        self._trees.clear()  # their leaves only know nodes whose load grows
+        self.settle({load.node.id: load})
+
     @staticmethod
     def claim(load: NodeLoad, need: needs.Needs) -> list[pb.GenericResource]:
         """Which generic resources a task that was placed there gets: by name where the node has names for them."""

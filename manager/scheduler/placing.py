@@ -41,6 +41,17 @@ class Group:
             trees.put_back(leaf, load)
         return chosen
 
+    def first(self, branch: trees.Branch | None = None) -> nodes.NodeLoad | None:
+        """The node that one more task would get, below `branch` of the preference tree if given. Nothing is placed."""
+        if self._need.unreadable:
+            return None
+        choices = self._by_preference(branch) if self._need.spread else self._by_load()
+        found = next(choices, None)
+        for leaf, load in self._borrowed:
+            trees.put_back(leaf, load)
+        self._borrowed.clear()
+        return found
+
     def _fits(self, load: nodes.NodeLoad) -> bool:
         ledger, need = self._ledger, self._need
         return ledger.allowed(load, need) and filters.room(ledger.fill(load), self._service_id, need)
@@ -74,7 +85,7 @@ class Group:
             yield load
             heapq.heapreplace(heap, (self._rank(load), load))
 
-    def _by_preference(self) -> Iterator[nodes.NodeLoad]:
+    def _by_preference(self, below: trees.Branch | None = None) -> Iterator[nodes.NodeLoad]:
         tree = self._ledger.tree(self._need)
         known: dict[int, list[nodes.NodeLoad]] = {}  # by leaf: the nodes to be ranked instead of taken as they come
         counts: dict[int, int] = {}
@@ -85,7 +96,7 @@ class Group:
                 counts[id(branch)] = counts.get(id(branch), 0) + load.services.get(self._service_id, 0)
             if path:
                 known.setdefault(id(path[-1]), []).append(load)
-        return self._branch(tree.root, counts, known).walk()
+        return self._branch(below or tree.root, counts, known).walk()
 
     def _branch(
         self, branch: trees.Branch, counts: dict[int, int], known: dict[int, list[nodes.NodeLoad]]

@@ -82,14 +82,31 @@ class Rebalance(_message.Message):
     MOVES_LEFT_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    MOVING_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    UNHEALTHY_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     moves_left: _builtins.int
-    """how many tasks may still be moved; 0 = it is over"""
+    """how many tasks may still be moved; 0 = no further move begins"""
     moves: _builtins.int
     """how many were begun"""
     message: _builtins.str
     """how it stands or how it ended, for people"""
+    moved: _builtins.int
+    """how many moves came to a good end"""
+    unhealthy: _builtins.bool
+    """it stopped because a move failed"""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def moving(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IDs of the successors on their way; their health is watched"""
+
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def limits(self) -> Global___RebalanceLimits: ...
     def __init__(
         self,
         *,
@@ -97,14 +114,52 @@ class Rebalance(_message.Message):
         moves_left: _builtins.int = ...,
         moves: _builtins.int = ...,
         message: _builtins.str = ...,
+        moving: _abc.Iterable[_builtins.str] | None = ...,
+        moved: _builtins.int = ...,
+        unhealthy: _builtins.bool = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        limits: Global___RebalanceLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["requested_at", b"requested_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "limits", b"limits", "requested_at", b"requested_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "moves", b"moves", "moves_left", b"moves_left", "requested_at", b"requested_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "limits", b"limits", "message", b"message", "moved", b"moved", "moves", b"moves", "moves_left", b"moves_left", "moving", b"moving", "requested_at", b"requested_at", "unhealthy", b"unhealthy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rebalance: _TypeAlias = Rebalance  # noqa: Y015
+
+@_typing.final
+class RebalanceLimits(_message.Message):
+    """How carefully to rebalance. Whoever asks for it fills everything in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    AT_A_TIME_FIELD_NUMBER: _builtins.int
+    MIN_BENEFIT_FIELD_NUMBER: _builtins.int
+    MIN_AGE_FIELD_NUMBER: _builtins.int
+    moves: _builtins.int
+    """in all"""
+    at_a_time: _builtins.int
+    min_benefit: _builtins.int
+    """by how many tasks two nodes must differ"""
+    min_age: _builtins.int
+    """ns that a task must have run before it is moved"""
+    def __init__(
+        self,
+        *,
+        moves: _builtins.int = ...,
+        at_a_time: _builtins.int = ...,
+        min_benefit: _builtins.int = ...,
+        min_age: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_a_time", b"at_a_time", "min_age", b"min_age", "min_benefit", b"min_benefit", "moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceLimits: _TypeAlias = RebalanceLimits  # noqa: Y015
 
 @_typing.final
 class RootCA(_message.Message):

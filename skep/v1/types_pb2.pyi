@@ -910,7 +910,7 @@ class NodeStatus(_message.Message):
     """the agent's address as the manager saw it"""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
-        """when the state last changed, by the leader's clock; unset = with the node's last change"""
+        """When the node last went down or came back, by the leader's clock; unset = with the node's last change, or never."""
 
     def __init__(
         self,

@@ -79,6 +79,22 @@ def test_the_successor_has_to_prove_itself_first() -> None:
     assert w.running("web")[0].node_id != old.node_id
 
 
+def test_a_successor_that_falls_silent_proves_nothing() -> None:
+    w = cluster("n1", "n2")
+    w.service("web", 1, labelled(replace_after="10m"))
+    w.go()
+    (old,) = w.running("web")
+    w.drain(old.node_id)
+    w.go(for_s=2.0)
+    new = next(task for task in w.running("web") if task.id != old.id)
+    w.down(new.node_id)  # flapping: its tasks are kept for ten minutes
+    w.go(for_s=60.0)
+    assert [task.id for task in w.running("web")] == [old.id]
+    w.revive(new.node_id)
+    w.go(for_s=10.0)
+    assert [task.id for task in w.running("web")] == [new.id]
+
+
 def test_moves_that_keep_failing_back_off_and_cost_nothing() -> None:
     w = cluster("n1", "n2")
     w.service("web", 1)
