@@ -50,6 +50,7 @@ def complete(wished: pb.ClusterSpec, before: pb.ClusterSpec) -> pb.ClusterSpec:
         spec.raft.keep_old_snapshots = wished.raft.keep_old_snapshots  # 0 is a choice here
     spec.task_defaults.SetInParent()
     spec.encryption.SetInParent()
+    spec.auto_rebalance = before.auto_rebalance  # no field of Docker's: it cannot be left out on purpose
     return spec
 
 

@@ -4,11 +4,11 @@ Owns retries against concurrent writers and the question whether this manager ma
 in services.py, nodes.py and cluster.py; nothing here looks into a specification.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from manager.control import cluster, defaults, draining, names, nodes, payloads, services, validate_service
+from manager.control import cluster, defaults, draining, names, nodes, payloads, rebalancing, services, validate_service
 from manager.store import commit, store, views
 from skep import clock, errors, ids, pb
 
@@ -107,17 +107,32 @@ class Control:
         )
         log.info("node.updated", node=reference)
 
-    async def drain_node(self, reference: str, *, deadline_s: float) -> None:
-        """Has all tasks moved off a node; what is left after `deadline_s` is stopped."""
+    async def drain_nodes(self, references: Sequence[str], *, deadline_s: float) -> None:
+        """Has all tasks moved off nodes; what is left after `deadline_s` is stopped."""
         await self._carry_out(
-            lambda view: draining.start(view, reference, deadline_s=deadline_s, now=self._clock.now())
+            lambda view: draining.start(view, references, deadline_s=deadline_s, now=self._clock.now())
         )
-        log.info("node.drain_started", node=reference, deadline_s=deadline_s)
+        log.info("node.drain_started", nodes=list(references), deadline_s=deadline_s)
 
-    async def cancel_drain(self, reference: str) -> None:
-        """Lets a node take tasks again; what has not left yet stays."""
-        await self._carry_out(lambda view: draining.cancel(view, reference, now=self._clock.now()))
-        log.info("node.drain_cancelled", node=reference)
+    async def cancel_drains(self, references: Sequence[str]) -> None:
+        """Lets nodes take tasks again; what has not left yet stays."""
+        await self._carry_out(lambda view: draining.cancel(view, references, now=self._clock.now()))
+        log.info("node.drain_cancelled", nodes=list(references))
+
+    async def rebalance(self, wanted: rebalancing.Wanted) -> None:
+        """Starts evening out the load; over one that is under way, sets its limits anew."""
+        await self._carry_out(lambda view: rebalancing.start(view, wanted, now=self._clock.now()))
+        log.info("rebalance.requested", limits=wanted)
+
+    async def cancel_rebalance(self) -> None:
+        """Begins no further move; those under way are finished."""
+        await self._carry_out(rebalancing.cancel)
+        log.info("rebalance.cancelled")
+
+    async def set_rebalance_policy(self, *, auto: bool) -> None:
+        """Whether nodes that join or return get their share by themselves."""
+        await self._carry_out(lambda view: rebalancing.policy(view, auto=auto, now=self._clock.now()))
+        log.info("rebalance.policy_set", auto=auto)
 
     async def remove_node(self, reference: str, *, force: bool, members: frozenset[str]) -> None:
         """Forgets a node; `members` are the node IDs of the managers."""

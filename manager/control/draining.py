@@ -1,6 +1,7 @@
 """Emptying a node: what one request means for the store, and how far it has come. Pure."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from manager.control import lookup
 from manager.store import ops, views
@@ -21,32 +22,48 @@ def note(before: pb.Node, changed: pb.Node, *, now: float, deadline_s: float = D
         changed.drain.ended_at.CopyFrom(stamps.stamp(now))
 
 
-def start(view: views.View, reference: str, *, deadline_s: float, now: float) -> list[pb.Op]:
-    """Starts draining a node; on one that is being drained already, sets the deadline anew.
+def start(view: views.View, references: Sequence[str], *, deadline_s: float, now: float) -> list[pb.Op]:
+    """Starts draining nodes, all at the same moment; on one that is being drained already, sets the deadline anew.
 
-    Raises NotFound, and Invalid for a deadline that cannot be.
+    Raises NotFound, and Invalid for a deadline that cannot be or when there is no node at all.
     """
     if not 0.0 <= deadline_s <= DEADLINE_MAX_S:
         raise errors.Invalid(f"a drain's deadline must be between 0 and 7 days, not {deadline_s:g} s")
-    node = lookup.node(view, reference)
-    changed = pb.Node()
-    changed.CopyFrom(node)
-    changed.spec.availability = _DRAIN
-    note(node, changed, now=now, deadline_s=deadline_s)
-    changed.drain.deadline.CopyFrom(stamps.stamp(now + deadline_s))
-    return [ops.update(changed)]
+    changed: list[pb.Op] = []
+    for node in _nodes(view, references):
+        drained = pb.Node()
+        drained.CopyFrom(node)
+        drained.spec.availability = _DRAIN
+        note(node, drained, now=now, deadline_s=deadline_s)
+        drained.drain.ClearField("ended_at")
+        if not drained.drain.HasField("started_at"):
+            drained.drain.started_at.CopyFrom(stamps.stamp(now))
+        drained.drain.deadline.CopyFrom(stamps.stamp(now + deadline_s))
+        changed.append(ops.update(drained))
+    return changed
 
 
-def cancel(view: views.View, reference: str, *, now: float) -> list[pb.Op]:
-    """The node takes tasks again. Raises NotFound, and FailedPrecondition when it is not being drained."""
-    node = lookup.node(view, reference)
-    if node.spec.availability != _DRAIN:
-        raise errors.FailedPrecondition(f"node {reference} is not being drained")
-    changed = pb.Node()
-    changed.CopyFrom(node)
-    changed.spec.availability = _ACTIVE
-    note(node, changed, now=now)
-    return [ops.update(changed)]
+def cancel(view: views.View, references: Sequence[str], *, now: float) -> list[pb.Op]:
+    """The nodes take tasks again. Raises NotFound, and FailedPrecondition when one is not being drained."""
+    changed: list[pb.Op] = []
+    for node in _nodes(view, references):
+        if node.spec.availability != _DRAIN:
+            raise errors.FailedPrecondition(
+                f"node {node.description.hostname or node.id} is not being drained: nothing to cancel"
+            )
+        active = pb.Node()
+        active.CopyFrom(node)
+        active.spec.availability = _ACTIVE
+        note(node, active, now=now)
+        changed.append(ops.update(active))
+    return changed
+
+
+def _nodes(view: views.View, references: Sequence[str]) -> list[pb.Node]:
+    found = {node.id: node for node in (lookup.node(view, reference) for reference in references)}
+    if not found:
+        raise errors.Invalid("no node: name at least one")
+    return list(found.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +86,18 @@ def left(view: views.View, node: pb.Node) -> list[Left]:
             if other.replaces == task.id and other.desired_state <= pb.TASK_STATE_COMPLETE:
                 successor = other
         found.append(Left(task, successor, _why(view, task, successor)))
+    return found
+
+
+def homeless(view: views.View, node: pb.Node) -> list[pb.Task]:
+    """Successors of tasks that had to go from the node before anybody had room for these."""
+    found: list[pb.Task] = []
+    for task in view.tasks.where("state", str(pb.TASK_STATE_PENDING)):
+        old = view.tasks.get(task.replaces)
+        if old is not None and old.node_id == node.id and task.desired_state <= pb.TASK_STATE_COMPLETE:
+            ended = old.status.state > pb.TASK_STATE_RUNNING
+            if ended and task.status.err:
+                found.append(task)
     return found
 
 

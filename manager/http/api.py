@@ -14,6 +14,7 @@ from manager.control import control
 from manager.http import (
     absent,
     backend,
+    draining,
     entering,
     forward,
     logs,
@@ -21,6 +22,7 @@ from manager.http import (
     nodes,
     payloads,
     planning,
+    rebalancing,
     routing,
     services,
     stale,
@@ -43,7 +45,8 @@ NO_LEADER = (
 )
 _ROUTES = (
     *system.ROUTES, *swarm.ROUTES, *services.ROUTES, *tasks.ROUTES, *nodes.ROUTES, *payloads.ROUTES,
-    *logs.ROUTES, *entering.ROUTES, *stats.ROUTES, *planning.ROUTES, *absent.ROUTES,
+    *logs.ROUTES, *entering.ROUTES, *stats.ROUTES, *planning.ROUTES, *draining.ROUTES,
+    *rebalancing.ROUTES, *absent.ROUTES,
 )  # fmt: skip
 _COMMON_HEADERS = {
     "Api-Version": f"{messages.API_VERSION[0]}.{messages.API_VERSION[1]}",

@@ -5,15 +5,16 @@ from typing import Any
 
 from manager.planning import explaining, forecast
 from manager.planning import fields as differences
-from skep import jsonmap, pb, stamps
+from manager.planning import gaps as planned_gaps
+from skep import jsonmap, pb, stamps, tasknames
 
 Json = dict[str, Any]
 
 TASKS_SHOWN_MAX = 10_000  # of all services together; the counts are of all
 
 
-def plan(found: forecast.Forecast) -> Json:
-    """What a change would do."""
+def plan(found: forecast.Forecast, *, gaps: Iterable[planned_gaps.Gap] = ()) -> Json:
+    """What a change would do, and what of it not without a gap."""
     left = TASKS_SHOWN_MAX
     shown: list[Json] = []
     for service in found.services:
@@ -30,6 +31,7 @@ def plan(found: forecast.Forecast) -> Json:
         "Notes": notes,
         "Fields": fields(found.fields),
         "Services": shown,
+        "Gaps": gaps_of(gaps, found.node_names),
         "Nodes": [
             {"ID": node_id, "Name": found.node_names[node_id], "Before": before, "After": after}
             for node_id, (before, after) in found.node_tasks.items()
@@ -37,9 +39,33 @@ def plan(found: forecast.Forecast) -> Json:
     }
 
 
+def gaps_of(found: Iterable[planned_gaps.Gap], names: dict[str, str]) -> list[Json]:
+    """Tasks that do not move without a gap."""
+    return [
+        {
+            "TaskID": gap.task.id,
+            "Name": gap.name,
+            "NodeID": gap.node_id,
+            "NodeName": names.get(gap.node_id, gap.node_id),
+            "Why": gap.why,
+            "Expected": gap.expected,
+            **({} if gap.expected_s is None else {"ExpectedSeconds": round(gap.expected_s, 3)}),
+        }
+        for gap in found
+    ]
+
+
+def task_name(task: pb.Task) -> str:
+    """The task as people name it: its service and slot; on every node only its service."""
+    return f"{task.service_name}.{tasknames.place(task)}" if task.slot else task.service_name
+
+
 def fields(found: Iterable[differences.Field]) -> list[Json]:
     """Differences of specifications."""
-    return [{"Path": each.path, "Before": each.before, "After": each.after} for each in found]
+    return [
+        {**({"Node": each.node} if each.node else {}), "Path": each.path, "Before": each.before, "After": each.after}
+        for each in found
+    ]
 
 
 def _service(service: forecast.ServiceForecast, names: dict[str, str], limit: int) -> Json:

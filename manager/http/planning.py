@@ -13,9 +13,9 @@ from manager.control import lookup, names
 from manager.control import nodes as node_intents
 from manager.control import services as intents
 from manager.http import forecasts, messages, nodes, routing, services
-from manager.planning import explaining, forecast, whatif
+from manager.planning import explaining, forecast, gaps, whatif
 from manager.store import store, views
-from skep import errors, ids, jsonmap, pb, tasknames
+from skep import errors, ids, jsonmap, pb, stamps, tasknames
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ LOSE_MAX = 1000  # nodes in one question
 _seats = threading.BoundedSemaphore(AT_ONCE_MAX)
 
 
-async def _aside(work: Callable[[], T]) -> T:
+async def aside(work: Callable[[], T]) -> T:
     """Runs `work` in a thread. Raises Unavailable when too many ask at once."""
     if not _seats.acquire(blocking=False):
         raise errors.Unavailable("other plans are being worked out: try again in a moment")
@@ -35,16 +35,46 @@ async def _aside(work: Callable[[], T]) -> T:
         _seats.release()
 
 
-async def _forecast(call: messages.Call, base: store.Store, change: Sequence[pb.Op]) -> forecast.Forecast:
+async def _forecast(
+    call: messages.Call, base: store.Store, change: Sequence[pb.Op]
+) -> tuple[forecast.Forecast, list[gaps.Gap]]:
+    """What the change does to `base`, and what it drains only with a gap. `base` is nobody else's."""
     now = call.context.machine.clock.now()
     # The same question about the same state gets the same answer.
     rng = ids.seeded_rng(base.index)
-    return await _aside(lambda: forecast.simulate(base, change, now=now, rng=rng, deciders=loops.default_deciders()))
+
+    def work() -> tuple[forecast.Forecast, list[gaps.Gap]]:
+        found = forecast.simulate(base, change, now=now, rng=rng, deciders=loops.default_deciders())
+        return found, gaps_of(base, change, now)
+
+    return await aside(work)
 
 
-async def _answer(call: messages.Call, change: Sequence[pb.Op]) -> messages.Response:
-    base = call.context.manager.store.copy()
-    return messages.json_response(forecasts.plan(await _forecast(call, base, change)))
+async def answer(call: messages.Call, change: Sequence[pb.Op]) -> messages.Response:
+    """The plan of a change, as JSON."""
+    found, lacking = await _forecast(call, call.context.manager.store.copy(), change)
+    return messages.json_response(forecasts.plan(found, gaps=lacking))
+
+
+def gaps_of(base: store.Store, change: Sequence[pb.Op], now: float) -> list[gaps.Gap]:
+    """What the nodes that the change drains cannot give away without a gap. `base` is the caller's own, and changes."""
+    before = base.view()
+    drained: list[str] = []
+    for op in change:
+        if op.object.WhichOneof("kind") == "node":
+            node = op.object.node
+            old = before.nodes.get(node.id)
+            drains = node.spec.availability == pb.NODE_AVAILABILITY_DRAIN
+            if drains and old is not None and old.spec.availability != pb.NODE_AVAILABILITY_DRAIN:
+                drained.append(node.id)
+    if not drained:
+        return []
+    transaction = pb.Transaction(ops=change, at=stamps.stamp(now))
+    (refusal,) = base.apply(base.index + 1, [transaction])
+    if refusal is not None:
+        raise refusal
+    view = base.view()
+    return gaps.of(view, [node for node in view.nodes if node.id in drained])
 
 
 async def plan_update(call: messages.Call) -> messages.Response:
@@ -55,10 +85,10 @@ async def plan_update(call: messages.Call) -> messages.Response:
     reference = call.params["id"]
     if call.flag("rollback"):
         to = services.revision_number(call, "to")
-        return await _answer(call, intents.rollback(view, reference, version=version, now=now, to=to))
+        return await answer(call, intents.rollback(view, reference, version=version, now=now, to=to))
     request = intents.Update(spec=services.spec_of(call), version=version, registry_auth=services.auth_of(call))
     _, revision_id = intents.new_ids(ids.seeded_rng(view.index))
-    return await _answer(call, intents.update(view, reference, request, revision_id=revision_id, now=now))
+    return await answer(call, intents.update(view, reference, request, revision_id=revision_id, now=now))
 
 
 async def plan_creation(call: messages.Call) -> messages.Response:
@@ -72,7 +102,7 @@ async def plan_creation(call: messages.Call) -> messages.Response:
         view, spec, service_id=service_id, revision_id=revision_id, registry_auth=services.auth_of(call),
         now=call.context.machine.clock.now(),
     )  # fmt: skip
-    return await _answer(call, change)
+    return await answer(call, change)
 
 
 async def plan_node(call: messages.Call) -> messages.Response:
@@ -81,7 +111,7 @@ async def plan_node(call: messages.Call) -> messages.Response:
         call.context.manager.store.view(), call.params["id"], nodes.spec_of(call), version=call.version("node"),
         members=nodes.members(call), now=call.context.machine.clock.now(),
     )  # fmt: skip
-    return await _answer(call, change)
+    return await answer(call, change)
 
 
 async def what_if(call: messages.Call) -> messages.Response:
@@ -97,7 +127,7 @@ async def what_if(call: messages.Call) -> messages.Response:
         raise errors.Invalid('nothing to lose and nothing to add: give {"Lose": [node, ..]} or {"Add": [..]}')
     warning = whatif.quorum_lost(view, [node.id for node in lost])
     base = call.context.manager.store.copy()
-    found = await _forecast(call, base, change)
+    found, _ = await _forecast(call, base, change)
     if warning:
         found.impossible = True
         found.notes.insert(0, warning)
@@ -138,7 +168,7 @@ async def explain(call: messages.Call) -> messages.Response:
     kind, reference = call.params["kind"], call.params["id"]
     why_not = lookup.node(view, call.text("why_not")) if call.text("why_not") else None
 
-    def answer() -> explaining.Explanation:
+    def look() -> explaining.Explanation:
         explainer = explaining.Explainer(
             view, now=now, rng=ids.seeded_rng(base.index), deciders=loops.default_deciders()
         )
@@ -154,7 +184,7 @@ async def explain(call: messages.Call) -> messages.Response:
             case other:
                 raise errors.NotFound(f"nothing to explain about a {other}: ask about a service, task or node")
 
-    return messages.json_response(forecasts.explanation(await _aside(answer)))
+    return messages.json_response(forecasts.explanation(await aside(look)))
 
 
 def _task(view: views.View, reference: str) -> pb.Task:

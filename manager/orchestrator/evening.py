@@ -8,13 +8,12 @@ one of them brings the cluster nearer to a state in which none pays.
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from manager.orchestrator import tasks, update
+from manager.orchestrator import moves, tasks, update
 from manager.scheduler import nodes, placing, trees
 from manager.store import views
-from skep import pb, policies, stamps
+from skep import pb, stamps
 
 _PAUSED = (pb.UPDATE_STATE_PAUSED, pb.UPDATE_STATE_ROLLBACK_PAUSED)
-_LOCAL = ("", "local")  # drivers whose volumes stay on their node
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,14 +31,6 @@ class Move:
     def rank(self) -> tuple[bool, int]:
         """The smaller, the more it helps."""
         return self.of_all, -self.difference
-
-
-def bound_to_node(spec: pb.ServiceSpec) -> str:
-    """The first named volume whose data stays on the node that it is on; "" when the tasks leave nothing behind."""
-    for mount in spec.task.container.mounts:
-        if mount.type == pb.MOUNT_TYPE_VOLUME and mount.source and mount.volume_options.driver_config.name in _LOCAL:
-            return mount.source
-    return ""
 
 
 class Evening:
@@ -71,7 +62,7 @@ class Evening:
         self._ledger.place(load, service_id, self._ledger.need_of(revision_id))
         self._ledger.settle({load.node.id: load})
 
-    def moves(self, count: int) -> list[Move]:
+    def choose(self, count: int) -> list[Move]:
         """Up to `count` moves, those first that help most; never two of the same service."""
         if count <= 0:
             return []
@@ -119,8 +110,8 @@ class Evening:
         task = self._old_enough(choice.by_node[source.node.id])
         if task is None:
             return None, True
-        moves = [Move(choice.service, task, source, target, *gain) for gain, target in gains]
-        return min(moves, key=lambda move: move.rank), False
+        found = [Move(choice.service, task, source, target, *gain) for gain, target in gains]
+        return min(found, key=lambda move: move.rank), False
 
     def _movable(self, service: pb.Service) -> bool:
         if update.in_progress(service):
@@ -130,9 +121,8 @@ class Evening:
         return (
             spec.mode.WhichOneof("mode") == "replicated"
             and service.update_status.state not in _PAUSED
-            and policies.lease_s(spec.labels) is None
+            and not moves.in_one_place(spec)
             and spec.task.restart.condition != pb.RESTART_CONDITION_NONE
-            and not bound_to_node(spec)
         )
 
     def _settled(self, service: pb.Service) -> dict[str, list[pb.Task]] | None:

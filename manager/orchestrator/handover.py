@@ -6,8 +6,8 @@ prepared first (image, container), then the predecessor stops; any other has to 
 it is a move, to have run for a while.
 """
 
-from manager.orchestrator import dirty, restart, room, slots, tasks, turn, update_settings
-from skep import pb, policies, stamps
+from manager.orchestrator import dirty, moves, restart, room, slots, tasks, turn, update_settings
+from skep import pb, stamps
 
 LOOK_AGAIN_S = 2.0  # how other services' moves get on is seen when one looks
 
@@ -100,7 +100,7 @@ def _moves_on(now: turn.Turn, task: pb.Task) -> bool:
     if service is None:
         return False
     spec = now.state.spec(service)
-    if spec.mode.WhichOneof("mode") != "replicated" or policies.lease_s(spec.labels) is not None:
+    if spec.mode.WhichOneof("mode") != "replicated" or moves.in_one_place(spec):
         return False
     for other in now.state.tasks.where("slot", tasks.slot_key(task)):
         if other.replaces != task.id:

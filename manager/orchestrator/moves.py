@@ -1,16 +1,18 @@
 """Emptying drained nodes without taking a service down: successors elsewhere first, a few at a time.
 
-It only creates; handover.py stops the old tasks, leaving.py ends the wait at the drain's deadline. What must never run
-twice (at-most-once) goes last and is stopped before its successor starts, but not before that one is prepared.
+It only creates; handover.py stops the old tasks, leaving.py ends the wait at the drain's deadline. What cannot be in
+two places (at-most-once, data on its node) goes last and is stopped before its successor starts, but not before that
+one is prepared.
 """
 
 from collections.abc import Sequence
 
 from manager.orchestrator import restart, slots, tasks, turn, update_settings
-from skep import pb
+from skep import pb, policies
 
 SURGE_SHARE = 10  # at least one in so many replicas moves at a time, or large services would need hours
 
+_LOCAL = ("", "local")  # drivers whose volumes stay on their node
 _PAUSED = (pb.UPDATE_STATE_PAUSED, pb.UPDATE_STATE_ROLLBACK_PAUSED)
 
 
@@ -36,6 +38,19 @@ def advance(now: turn.Turn, kept: Sequence[slots.Slot]) -> None:
                 now.stop(leaving)
         elif free > 0 and _move(now, slot, task):
             free -= 1
+
+
+def bound_volume(spec: pb.ServiceSpec) -> str:
+    """The first named volume whose data stays on the node that it is on; "" when the tasks leave nothing behind."""
+    for mount in spec.task.container.mounts:
+        if mount.type == pb.MOUNT_TYPE_VOLUME and mount.source and mount.volume_options.driver_config.name in _LOCAL:
+            return mount.source
+    return ""
+
+
+def in_one_place(spec: pb.ServiceSpec) -> bool:
+    """Whether two tasks of one slot must not run side by side, so that no move goes without a gap."""
+    return policies.lease_s(spec.labels) is not None or bool(bound_volume(spec))
 
 
 def surge(spec: pb.ServiceSpec, replicas: int) -> int:
@@ -65,7 +80,7 @@ def _move(now: turn.Turn, slot: slots.Slot, task: pb.Task) -> bool:
     paused = now.service.update_status.state in _PAUSED
     now.create(
         slot=slot.number,
-        start=tasks.Start.AT_ONCE,
+        start=tasks.Start.WHEN_DUE if in_one_place(now.spec) else tasks.Start.AT_ONCE,
         replaces=task.id,
         revision_id=task.revision_id if paused else now.service.revision_id,
         move=pb.MOVE_REASON_DRAIN,

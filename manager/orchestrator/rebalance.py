@@ -179,7 +179,7 @@ class _Pass:
             return []
         choice = evening.Evening(self._state, self._now, limits, self._under_way)
         created: list[pb.Op] = []
-        for move in choice.moves(free):
+        for move in choice.choose(free):
             op = tasks.create(
                 move.service, slot=move.task.slot, start=tasks.Start.AT_ONCE, now=self._now, rng=self._rng,
                 node_id=move.target.node.id, replaces=move.task.id,

@@ -161,8 +161,8 @@ class Explainer:
         return (
             f"{words}. {load.name} was better when the task was placed: nodes with fewer tasks of the service come "
             f"first, then those with fewer tasks in all. Today {verdict.name} has {verdict.service_tasks} and "
-            f"{verdict.tasks}, {load.name} has {load.services.get(task.service_id, 0)} and {load.total}, and what "
-            "runs is not moved"
+            f"{verdict.tasks}, {load.name} has {load.services.get(task.service_id, 0)} and {load.total}; what runs "
+            "is only moved when 'skep rebalance' is asked for"
         )
 
     # ---------------------------------------------------------------- tasks

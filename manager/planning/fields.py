@@ -16,6 +16,7 @@ class Field:
     path: str
     before: Any  # None: not there
     after: Any
+    node: str = ""  # name of the node whose field it is; "" for a service
 
 
 def difference(before: message.Message | None, after: message.Message | None) -> list[Field]:

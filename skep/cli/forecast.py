@@ -30,6 +30,8 @@ def tell(state: app.App, plans: Sequence[Json], *, as_json: bool) -> NoReturn:
 def words(plan: Json) -> str:
     """A plan for people."""
     parts: list[str] = []
+    if plan.get("Gaps"):
+        parts.append(gaps(plan["Gaps"]))
     if plan["Fields"]:
         parts.append(fields(plan["Fields"]))
     parts += [_service(service) for service in plan["Services"]]
@@ -46,9 +48,19 @@ def words(plan: Json) -> str:
     return "\n\n".join(parts)
 
 
+def gaps(found: Sequence[Json]) -> str:
+    """What a drain cannot move without a gap: a line each, and why."""
+    rows = [[each["Name"], each["NodeName"], each["Expected"], each["Why"]] for each in found[:ROWS_MAX]]
+    lines = ["Not without a gap:", *(f"  {line}" for line in
+             text.table(["TASK", "NODE", "EXPECTED GAP", "WHY"], rows).splitlines())]  # fmt: skip
+    if len(found) > ROWS_MAX:
+        lines.append(f"  .. and {len(found) - ROWS_MAX} more; --plan --json shows all")
+    return "\n".join(lines)
+
+
 def fields(found: Sequence[Json]) -> str:
     """Differences of a specification, a line each."""
-    rows = [[each["Path"], *change(each)] for each in found]
+    rows = [[f"{each['Node']} {each['Path']}" if each.get("Node") else each["Path"], *change(each)] for each in found]
     return text.table(["FIELD", "BEFORE", "AFTER"], rows)
 
 

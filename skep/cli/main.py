@@ -34,6 +34,7 @@ ENTRIES = {
     "top": lazy.Entry("skep.cli.stats", "stats", "The same as stats", hidden=True),
     "explain": lazy.Entry("skep.cli.explain", "explain", "Show why a service, task or node is as it is"),
     "what-if": lazy.Entry("skep.cli.what_if", "what_if", "Show what would happen if nodes were lost or added"),
+    "rebalance": lazy.Entry("skep.cli.rebalance", "rebalance", "Move tasks from busy nodes to less busy ones"),
     "dev": lazy.Entry("skep.cli.dev", "dev", "Run a whole cluster on this machine", optional=True),
     "info": lazy.Entry("skep.cli.system", "info", "Show this machine and its cluster"),
     "version": lazy.Entry("skep.cli.system", "version", "Show the versions of skep and skepd"),

@@ -25,7 +25,7 @@ COLUMNS = ("ID", "Hostname", "Status", "Availability", "ManagerStatus", "EngineV
 
 
 @click.group(cls=lazy.LazyGroup, entries={
-    name: lazy.Entry("skep.cli.node", attribute, help_line)
+    name: lazy.Entry("skep.cli.node_drain" if name == "drain" else "skep.cli.node", attribute, help_line)
     for name, attribute, help_line in (
         ("activate", "activate", "Let nodes take tasks again"),
         ("demote", "demote", "Make managers workers"),
@@ -256,9 +256,6 @@ def _shortcut(name: str, key: str, word: str, done: str, help_line: str) -> clic
     return lazy.Command(name, params=[argument], callback=callback, help=help_line, examples=(f"skep node {name} n1",))
 
 
-drain = _shortcut(
-    "drain", "Availability", "drain", "is being drained.", "Move all tasks off nodes, and give them no new ones."
-)
 activate = _shortcut("activate", "Availability", "active", "takes tasks again.", "Let nodes take tasks again.")
 promote = _shortcut("promote", "Role", "manager", "promoted to a manager in the cluster.", "Make workers managers.")
 demote = _shortcut("demote", "Role", "worker", "demoted in the cluster.", "Make managers workers.")

@@ -117,7 +117,7 @@ def test_what_fits_nowhere_else_stays_until_the_deadline() -> None:
     w = cluster("n1", "n2")
     w.service("web", 1, pinned)
     w.go()
-    w.write(*draining.start(w.view, "n1", deadline_s=300.0, now=w.clock.now()))
+    w.write(*draining.start(w.view, ["n1"], deadline_s=300.0, now=w.clock.now()))
     w.go(for_s=299.0)
     assert w.spread("web") == {"n1": 1, "": 1}
     assert len(w.running("web")) == 1
@@ -135,7 +135,7 @@ def test_a_deadline_of_nothing_stops_at_once() -> None:
     w = cluster("n1", "n2")
     w.service("web", 4)
     w.go()
-    w.write(*draining.start(w.view, "n1", deadline_s=0.0, now=w.clock.now()))
+    w.write(*draining.start(w.view, ["n1"], deadline_s=0.0, now=w.clock.now()))
     w.go()
     assert w.spread("web") == {"n2": 4}
 
@@ -145,10 +145,10 @@ def test_a_cancelled_drain_leaves_things_as_they_are() -> None:
     w.service("web", 2)
     w.go()
     before = {task.id for task in w.running("web")}
-    w.write(*draining.start(w.view, "n1", deadline_s=300.0, now=w.clock.now()))
+    w.write(*draining.start(w.view, ["n1"], deadline_s=300.0, now=w.clock.now()))
     w.go(for_s=1.0)
     assert len(w.running("web")) == 3
-    w.write(*draining.cancel(w.view, "n1", now=w.clock.now()))
+    w.write(*draining.cancel(w.view, ["n1"], now=w.clock.now()))
     w.go(for_s=60.0)
     assert {task.id for task in w.running("web")} == before
 
@@ -188,10 +188,15 @@ def test_the_surge_is_the_updates_parallelism() -> None:
     assert len(w.running("web")) == 11
 
 
-def test_what_must_never_run_twice_goes_last_and_is_prepared_first() -> None:
+def volume(spec: pb.ServiceSpec) -> None:
+    spec.task.container.mounts.add(type=pb.MOUNT_TYPE_VOLUME, source="data", target="/data")
+
+
+@pytest.mark.parametrize("kind", [labelled(at_most_once="true"), volume])
+def test_what_must_not_run_twice_goes_last_and_is_prepared_first(kind: Callable[[pb.ServiceSpec], object]) -> None:
     w = cluster("n1", "n2")
     w.service("web", 1)
-    w.service("db", 1, labelled(at_most_once="true"))
+    w.service("db", 1, kind)
     w.go()
     for name in ("web", "db"):
         for task in w.running(name):
@@ -256,7 +261,7 @@ def test_drains_updates_and_scaling_never_cost_a_replica(
         if step == 20:
             w.drain(drained[1])
         if step == 40 and cancels:
-            w.write(*draining.cancel(w.view, drained[0], now=w.clock.now()))
+            w.write(*draining.cancel(w.view, drained[:1], now=w.clock.now()))
         if not w.agents(lambda task: rng.random() < 0.4):
             w.clock.time += 1.0
     w.go(for_s=300.0)

@@ -129,7 +129,7 @@ def test_a_drain_moves_and_says_where_to() -> None:
     found = ask(w, drained(w, "n0"))
     assert sorted(action.value for action in actions(found)) == ["kept", "kept", "moved", "moved"]
     assert {each.target for each in found.services[0].outcomes} == {"n1"}
-    assert found.fields == [fields.Field("Availability", "active", "drain")]
+    assert found.fields == [fields.Field("Availability", "active", "drain", node="n0")]
     assert found.node_tasks == {"n0": (2, 0), "n1": (2, 4)}
 
 

@@ -271,7 +271,7 @@ def test_node_update_keeps_what_it_does_not_name(skepd: Skepd, capsys: Capsys) -
     assert skepd.nodes[0]["Spec"]["Availability"] == "active"
     assert skepd.run("node", "update", "--label-rm", "nope", "n1") == 1
     assert skepd.run("node", "update", "--availability", "sleepy", "n1") == 1
-    assert skepd.run("node", "drain", "n9") == 1
+    assert skepd.run("node", "activate", "n9") == 1
     assert "no such node: n9" in capsys.readouterr().err
 
 
