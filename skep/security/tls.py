@@ -51,23 +51,50 @@ SERVER_OPTIONS: Options = (
 
 def server_credentials(current: Current) -> grpc.ServerCredentials:
     """For the cluster port: whoever connects must show a certificate of this cluster. Use with SERVER_OPTIONS."""
-
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        identity = current()
-        pair = (identity.key_pem, identity.cert_pem)
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=identity.root_pem)
-
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, require_client_authentication=True)
+    offered = Offered(current, demanding=True)
+    return grpc.dynamic_ssl_server_credentials(
+        offered.first,
+        offered.renewed,  # type: ignore[arg-type]  # the stubs do not know that None means: as before
+        require_client_authentication=True,
+    )
 
 
 def join_server_credentials(current: Current) -> grpc.ServerCredentials:
     """For the join port: the manager proves itself, the caller has nothing to show yet. Use with SERVER_OPTIONS."""
+    offered = Offered(current, demanding=False)
+    return grpc.dynamic_ssl_server_credentials(
+        offered.first,
+        offered.renewed,  # type: ignore[arg-type]  # the stubs do not know that None means: as before
+        require_client_authentication=False,
+    )
 
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        identity = current()
-        return grpc.ssl_server_certificate_configuration([(identity.key_pem, identity.cert_pem)])
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, require_client_authentication=False)
+class Offered:
+    """What a server shows in its handshakes. gRPC asks before each of them, from any of its threads.
+
+    Only a renewed certificate may be answered with one: gRPC replaces what handshakes are made from even by an equal
+    one, while other threads are using the old (grpc issue 36693), so a few hundred agents that came at once crashed it.
+    """
+
+    def __init__(self, current: Current, *, demanding: bool) -> None:
+        """`demanding`: the caller has to show a certificate of the cluster."""
+        self._current = current
+        self._demanding = demanding
+        self._shown = current()
+        self.first = self._configuration(self._shown)
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What is to be shown from now on; None when that is what was shown before."""
+        identity = self._current()
+        if identity is self._shown:
+            return None
+        self._shown = identity
+        return self._configuration(identity)
+
+    def _configuration(self, identity: identities.Identity) -> grpc.ServerCertificateConfiguration:
+        root_pem = identity.root_pem if self._demanding else None
+        pair = (identity.key_pem, identity.cert_pem)
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=root_pem)
 
 
 def channel(

@@ -2,7 +2,8 @@
 
 Each agent has what a machine's has (certificate, record, worker, session), in one event loop with the others. They join
 by the real join call, each with a key of its own; only the root certificate is fetched once for all, and the calls
-share a channel. Commands come as lines of JSON over standard input, answers go out the same way; it ends with its input.
+share a channel. Commands come as lines of JSON over standard input, answers go out the same way; it ends with the
+input.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ JOIN_TIMEOUT_S = 60.0
 JOIN_RETRY_S = 0.2
 NANO_CPUS = 64_000_000_000
 MEMORY_BYTES = 256 << 30
-RUNNING_TELL_S = 0.05
+LOOK_S = 0.05
 
 
 class Agent:
@@ -76,7 +77,9 @@ class Agent:
         subject, public_key = keys.issuer(self.identity.root_pem)
         description.tls_info.CopyFrom(
             pb.TLSInfo(
-                trust_root=self.identity.root_pem.decode(), cert_issuer_subject=subject, cert_issuer_public_key=public_key
+                trust_root=self.identity.root_pem.decode(),
+                cert_issuer_subject=subject,
+                cert_issuer_public_key=public_key,
             )
         )
         return description
@@ -156,8 +159,8 @@ class Crowd:
         def registered(each: Agent) -> bool:
             return each.session.manager not in {"", without}
 
-        while not all(registered(each) for each in self._agents.values()):
-            await asyncio.sleep(RUNNING_TELL_S)
+        while not all(registered(each) for each in self._agents.values()):  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(LOOK_S)
 
 
 async def _lines() -> AsyncIterator[str]:

@@ -211,9 +211,13 @@ class Swarm:
         await self.call("DELETE", f"/services/{name}")
 
         async def gone() -> bool:
-            return sum([(await crowd.ask("count"))["tasks"] for crowd in self.crowds]) == 0
+            return await self.tasks_on_agents() == 0
 
         await self.until(gone)
+
+    async def tasks_on_agents(self) -> int:
+        """How many tasks run, as the agents see it."""
+        return sum([int((await crowd.ask("count"))["tasks"]) for crowd in self.crowds])
 
     async def drain(self, node: dict[str, Any]) -> None:
         """Empties a node."""

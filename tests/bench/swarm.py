@@ -12,6 +12,7 @@ import json
 import socket
 import statistics
 import time
+import urllib.parse
 from collections.abc import Awaitable, Callable
 
 from tests.bench import _swarm
@@ -136,10 +137,11 @@ async def drain() -> None:
         emptied = next(node for node in nodes if node["Description"]["Hostname"] == "agent-3")
         meter = Meter(swarm)
         await swarm.drain(emptied)
-        query = '{"node":{"%s":true},"desired-state":{"running":true}}' % emptied["ID"]
+        wanted = {"node": {emptied["ID"]: True}, "desired-state": {"running": True}}
+        query = urllib.parse.urlencode({"filters": json.dumps(wanted)})
 
         async def left() -> bool:
-            return not await swarm.call("GET", f"/tasks?filters={query}")
+            return not await swarm.call("GET", f"/tasks?{query}")
 
         await swarm.until(left)
         await swarm.running("web", 1000)
@@ -173,7 +175,7 @@ async def _creates(swarm: _swarm.Swarm, suffix: str, one: Range, many: Range, *,
         )
         figure = f"swarm.creates_per_s{suffix}.{at_once}"
         say(figure, len(names) / meter.wall_s(), "/s", swarmkit=range_)
-        say(f"{figure}.p50_ms", statistics.median(sum(times, [])) * 1e3, "ms")
+        say(f"{figure}.p50_ms", statistics.median(each for share in times for each in share) * 1e3, "ms")
         for name in names if replicas else ():
             await swarm.running(name, replicas)
         say(f"{figure}.cpu_ms_each", meter.manager_cpu_s() / len(names) * 1e3, "ms")
@@ -212,7 +214,7 @@ async def lost_agent() -> None:
         await swarm.lose(alone)
 
         async def elsewhere() -> bool:
-            return sum([(await crowd.ask("count"))["tasks"] for crowd in swarm.crowds]) == 100
+            return await swarm.tasks_on_agents() == 100
 
         await swarm.until(elsewhere)
         await swarm.running("web", 100)
