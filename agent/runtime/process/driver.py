@@ -156,7 +156,11 @@ class ProcessRuntime:
                     ports.check_free(prepared.ports)
                 except errors.Conflict as error:
                     raise base.TaskFatal(str(error)) from error
-                await self._launch(directory)
+                try:
+                    await self._launch(directory)
+                except base.TaskFatal:
+                    await self._end(directory, prepared)  # nobody else will: there is no supervisor to be watched
+                    raise
             task = directory.read_task()
             if task is not None:
                 self._adopt(directory, task)
@@ -311,11 +315,12 @@ class ProcessRuntime:
         return self._locks.setdefault(task_id, asyncio.Lock())
 
     def _adopt(self, directory: files.TaskDirectory, task: files.Task) -> None:
-        """Watches a running task and checks its health; sees to what a dead supervisor left."""
+        """Watches a running task and checks its health; sees to what is left of one that has ended, however quickly."""
         run = directory.read_run()
-        if run is None or directory.read_exit() is not None:
+        ended = directory.read_exit() is not None
+        if run is None and not ended:
             return
-        if not self._watcher.add(task.task_id, run):
+        if ended or run is None or not self._watcher.add(task.task_id, run):
             self._sweep(directory, task)
             return
         if task.health is not None and task.task_id not in self._checkers:

@@ -13,6 +13,7 @@ import textwrap
 import pytest
 
 from agent.runtime import base, process
+from agent.runtime.process import files as process_files
 from agent.runtime.process import proof
 from skep import pb
 from tests.agent.runtime import processes, workloads
@@ -365,12 +366,50 @@ def test_secrets_and_configs_are_files_in_memory_that_end_with_the_task(tmp_path
         async def gone() -> bool:
             return not where.exists()
 
-        # The watcher drops them soon after the exit; on a busy machine removal is what is sure to.
-        await runtime.remove(work.task.id)
         await workloads.until(gone, bool, what="end of the files")
         absolute = workloads.workload("true", files=(workloads.file("/etc/x", b"x"),))
         with pytest.raises(base.TaskFatal, match=r"target /etc/x: the process runtime keeps files in \$SKEP_SECRETS"):
             await runtime.prepare(absolute, lambda _: None)
+
+    processes.with_runtime(tmp_path, body)
+
+
+@pytest.mark.parametrize("how", ["ended before it was watched", "never started", "ended while no agent ran"])
+def test_files_end_with_the_task_however_it_ends(tmp_path: pathlib.Path, how: str) -> None:
+    async def body(runtime: process.ProcessRuntime) -> None:
+        work = workloads.workload(
+            "no-such-program" if how == "never started" else "true", files=(workloads.file("password", b"hush"),)
+        )
+        task_id = work.task.id
+        launch = runtime._launch
+
+        async def launched_and_over(directory: process_files.TaskDirectory) -> None:
+            await launch(directory)
+
+            async def ended() -> bool:
+                return directory.read_exit() is not None
+
+            await workloads.until(ended, bool, what="the exit")
+            if how == "ended while no agent ran":
+                raise base.TaskTemporary("the agent dies")
+
+        runtime._launch = launched_and_over  # type: ignore[method-assign]
+        await runtime.prepare(work, lambda _: None)
+        assert runtime._vault.tasks() == [task_id]
+        if how == "ended before it was watched":
+            await runtime.start(work)
+        else:
+            with pytest.raises(base.TaskFatal if how == "never started" else base.TaskTemporary):
+                await runtime.start(work)
+
+        async def kept() -> list[str]:
+            return runtime._vault.tasks()
+
+        if how == "ended while no agent ran":
+            async with processes.opened(tmp_path):
+                await workloads.until(kept, lambda held: held == [], what="the end of the files")
+        else:
+            await workloads.until(kept, lambda held: held == [], what="the end of the files")
 
     processes.with_runtime(tmp_path, body)
 
