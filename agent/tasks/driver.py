@@ -96,9 +96,12 @@ class Driver:
 
     async def run(self) -> None:
         """Drives the task until nothing is left of it. Cancel it to let go of a task without touching it."""
+        seen: base.Observation | None = None  # by the step before, when nothing has been done since
         while True:
-            self._wake.clear()
-            observation = await self._observe()
+            if seen is None or self._wake.is_set():
+                self._wake.clear()
+                seen = await self._observe()
+            observation = seen
             step = machine.step(
                 machine.Situation(
                     state=self.status.state,
@@ -119,7 +122,11 @@ class Driver:
                 self._retry.reset()
                 if step.action is machine.Action.WAIT:
                     await self._wait()
+                    seen = None
+                elif self.status.state <= machine.PREPARING:
+                    seen = None  # before, nobody looked
                 continue
+            seen = None
             if step.action is completed:
                 await self._pause()  # it was done and changed nothing: do not spin
             await self._perform(step.action)

@@ -115,7 +115,9 @@ def import_busybox(engine: pathlib.Path, *, image: str = BUSYBOX_IMAGE, mark: st
 class OwnDockerd:
     """The engine. `start` and `stop` may be called in turns; `kill` is a crash."""
 
-    def __init__(self, directory: pathlib.Path | None = None) -> None:
+    def __init__(self, directory: pathlib.Path | None = None, *, live_restore: bool = True) -> None:
+        """Without `live_restore` its containers end with it; Docker's swarm mode wants it so."""
+        self._live_restore = live_restore
         # Not below pytest's directories: a socket's path may have 107 characters.
         self.directory = directory or pathlib.Path(tempfile.mkdtemp(prefix="skep-engine-"))
         self.socket = self.directory / "docker.sock"
@@ -140,8 +142,9 @@ class OwnDockerd:
             dockerd, "--config-file", self.directory / "daemon.json", "--data-root", self.directory / "data",
             "--exec-root", self.directory / "exec", "--pidfile", self.directory / "docker.pid",
             "--host", f"unix://{self.socket}", "--bridge", self.bridge or "none", "--cgroup-parent", f"/{self._name}",
-            "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false", "--live-restore",
-            "--shutdown-timeout", "5", "--log-level", "warn", "--raw-logs",
+            "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false",
+            f"--live-restore={str(self._live_restore).lower()}", "--shutdown-timeout", "5", "--log-level", "warn",
+            "--raw-logs",
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

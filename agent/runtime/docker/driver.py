@@ -1,6 +1,7 @@
 """The Docker runtime: each task is a container of the machine's engine, found again by its labels.
 
-Owns no state but a cache of container IDs. Touches only containers that carry this node's ID and a task's. Engines are
+Owns no state but a cache of container IDs, which spares the engine most questions: a task costs it three calls to start
+and three to end. Touches only containers that carry this node's ID and a task's. Engines are
 made to restart nothing by themselves and, with live-restore, to keep containers through their own restarts.
 
 Podman's service answers the same calls. Known differences: health checks are run by systemd timers, so without
@@ -72,6 +73,10 @@ class DockerRuntime:
         self._images = images.Images(self._engine, self._cleaner)
         self._vault = vault.Vault(node_id=node_id)
         self._containers: dict[str, str] = {}  # task ID -> container ID
+        self._complete = False  # whether those are all: nobody else makes containers of this node
+        self._doubts = 0  # how often that was called in question
+        self._listing = asyncio.Lock()
+        self._unstarted: dict[str, None] = {}  # tasks whose containers this driver has made, and nobody has started
         self.access = access.DockerAccess(self._engine, self._inspect)
 
     async def open(self) -> None:
@@ -104,14 +109,20 @@ class DockerRuntime:
             )
         except errors.Conflict as error:
             # Ours when an earlier call was answered too late; a stranger with this very name is an operator's doing.
+            self._doubt()
             if await self._inspect(task_id) is None:
                 raise failure(error, doing="creating the container") from error
             return
+        except client.EngineAway:
+            self._doubt()  # it may have made it all the same
+            raise
         except errors.NotFound as error:  # the image was removed a moment ago: pull again
+            self._images.forget(container.image)
             raise base.TaskTemporary(f"creating the container: {error}") from error
         except (client.EngineFailed, errors.Invalid, errors.Denied) as error:
             raise failure(error, doing="creating the container") from error
         self._containers[task_id] = made["Id"]
+        self._unstarted[task_id] = None
         for warning in made.get("Warnings") or []:
             log.warning("container.created_with_warning", task=task_id, warning=warning)
 
@@ -126,13 +137,18 @@ class DockerRuntime:
     async def start(self, workload: base.Workload) -> None:
         """Starts the container unless it has run: a task is one attempt."""
         task_id = workload.task.id
-        container = await self._inspect(task_id)
-        if container is None:
-            raise base.TaskTemporary(f"task {task_id} has no container")
-        if spec.observation(container).phase is not base.Phase.CREATED:
-            return
+        container_id = self._containers.get(task_id, "")
+        if task_id in self._unstarted:
+            del self._unstarted[task_id]
+        else:
+            container = await self._inspect(task_id)
+            if container is None:
+                raise base.TaskTemporary(f"task {task_id} has no container")
+            if spec.observation(container).phase is not base.Phase.CREATED:
+                return
+            container_id = container["Id"]
         try:
-            await self._engine.post(f"/containers/{container['Id']}/start", timeout_s=START_S)
+            await self._engine.post(f"/containers/{container_id}/start", timeout_s=START_S)
         except (client.EngineFailed, errors.Invalid, errors.NotFound, errors.Conflict, errors.Denied) as error:
             raise failure(error, doing="starting the container") from error
 
@@ -140,12 +156,12 @@ class DockerRuntime:
         """The engine sends the stop signal, waits and kills."""
         task_id = workload.task.id
         grace_s = spec.grace_s(workload.container)
-        container = await self._inspect(task_id)
-        if container is None or spec.observation(container).phase is not base.Phase.RUNNING:
+        container_id = await self._find(task_id)
+        if not container_id:
             return
-        try:
+        try:  # one that does not run is left as it is
             await self._engine.wait(
-                f"/containers/{container['Id']}/stop", query={"t": str(grace_s)}, timeout_s=grace_s + STOP_SLACK_S
+                f"/containers/{container_id}/stop", query={"t": str(grace_s)}, timeout_s=grace_s + STOP_SLACK_S
             )
         except errors.NotFound:
             return
@@ -154,10 +170,15 @@ class DockerRuntime:
 
     async def remove(self, task_id: str) -> None:
         """Removes the task's container, running or not, with its anonymous volumes."""
-        for found in await self._list(node=self._node_id, task=task_id):
-            await self._remove(found["Id"])
+        container_id = await self._find(task_id)
+        if container_id:
+            await self._remove(container_id)
         await asyncio.to_thread(self._vault.drop, task_id)
+        self._forget(task_id)
+
+    def _forget(self, task_id: str) -> None:
         self._containers.pop(task_id, None)
+        self._unstarted.pop(task_id, None)
 
     async def _remove(self, container_id: str) -> None:
         try:
@@ -177,7 +198,9 @@ class DockerRuntime:
         await self._cleaner.tidy(needed)
 
     async def observe(self, task_id: str) -> base.Observation:
-        """Asks the engine."""
+        """Asks the engine, but for a container that was made a moment ago and not touched since."""
+        if task_id in self._unstarted:
+            return base.Observation(base.Phase.CREATED, container_id=self._containers[task_id])
         container = await self._inspect(task_id)
         if container is None:
             return base.ABSENT
@@ -188,15 +211,24 @@ class DockerRuntime:
 
     async def list(self) -> list[str]:
         """Tasks of which the engine holds a container, or this machine files."""
-        found = {container["Labels"][spec.TASK]: container["Id"] for container in await self._list(node=self._node_id)}
-        self._containers = dict(found)
-        return sorted({**found, **dict.fromkeys(self._vault.tasks())})
+        self._doubt()
+        await self._find("")
+        return sorted({**self._containers, **dict.fromkeys(self._vault.tasks())})
 
     def events(self) -> AsyncIterator[str]:
         """See base.Runtime."""
         return events.listen(
-            self._engine, node_id=self._node_id, clock=self._clock, rng=self._rng, stirred=self._stirred
+            self._engine, node_id=self._node_id, clock=self._clock, rng=self._rng, stirred=self._reconnected
         )
+
+    def _reconnected(self) -> None:
+        self._doubt()
+        self._stirred()
+
+    def _doubt(self) -> None:
+        """There may be containers that are not known here."""
+        self._complete = False
+        self._doubts += 1
 
     async def logs(self, task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
         """See base.Runtime. Raises FailedPrecondition when the container's log driver cannot be read."""
@@ -214,18 +246,26 @@ class DockerRuntime:
             raise errors.FailedPrecondition(f"the output of task {task_id} cannot be read: {error}") from error
 
     async def _inspect(self, task_id: str) -> dict[str, Any] | None:
-        known = self._containers.get(task_id)
-        if known is not None:
-            container = await self._inspect_id(known)
-            if container is not None:
-                return container
-            self._containers.pop(task_id, None)
-        for found in await self._list(node=self._node_id, task=task_id):
-            container = await self._inspect_id(found["Id"])
-            if container is not None:
-                self._containers[task_id] = found["Id"]
-                return container
-        return None
+        container_id = await self._find(task_id)
+        container = await self._inspect_id(container_id) if container_id else None
+        if container is None:
+            self._forget(task_id)
+        return container
+
+    async def _find(self, task_id: str) -> str:
+        """The ID of the task's container; empty when there is none."""
+        if not self._complete and task_id not in self._containers:
+            async with self._listing:
+                if not self._complete:
+                    doubts, before = self._doubts, list(self._containers)
+                    listed = await self._list(node=self._node_id)
+                    found = {each["Labels"][spec.TASK]: each["Id"] for each in listed}
+                    for gone in before:
+                        if gone not in found:
+                            self._forget(gone)
+                    self._containers.update(found)
+                    self._complete = doubts == self._doubts
+        return self._containers.get(task_id, "")
 
     async def _inspect_id(self, container_id: str) -> dict[str, Any] | None:
         try:

@@ -18,8 +18,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_FIRST_S, RETRY_MAX_S = 0.1, 3.0
 BEFORE_S = 5.0  # events from so long before the connection are asked for too: subscribing is not atomic
-# Health checks run as exec and would otherwise wake their task twice an interval.
-IGNORED = ("exec_", "top", "attach", "resize", "archive-path", "export", "copy")
+# Health checks run as exec and would otherwise wake their task twice an interval. Only we create.
+IGNORED = ("create", "exec_", "top", "attach", "resize", "archive-path", "export", "copy")
 
 
 def task_id(event: dict[str, Any]) -> str | None:

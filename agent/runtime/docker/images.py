@@ -17,6 +17,7 @@ from skep import errors
 
 log = structlog.get_logger(__name__)
 
+SEEN_S = 5.0  # for so long an image that was here is taken to be so: tasks of one service come together
 USED_S = 300.0  # between two looks how much images take
 IDLE_S = 300.0  # of silence from the registry before a pull is given up
 # What an engine says when trying again cannot help. Everything else (networks, busy registries) may pass.
@@ -68,13 +69,19 @@ class Images:
         self._engine = engine
         self._cleaner = cleaner
         self._used_bytes, self._used_at = 0, -USED_S
+        self._seen: dict[str, float] = {}  # images that were here, and when
         self._pulls: dict[str, tuple[asyncio.Task[None], list[Callable[[str], None]]]] = {}
 
     async def ensure(self, image: str, *, auth: str, progress: Callable[[str], None]) -> None:
         """Returns once the image is here. Raises TaskFatal when it never will be, TaskTemporary when it may."""
+        now = asyncio.get_running_loop().time()
+        if now - self._seen.get(image, -SEEN_S) < SEEN_S:
+            return
         if await self._present(image):
+            self._seen[image] = now
             self._cleaner.wanted(image)
             return
+        self.forget(image)
         if image not in self._pulls:
             pull = asyncio.create_task(self._pull(image, auth), name=f"pull {image}")
             self._pulls[image] = (pull, [])
@@ -90,6 +97,10 @@ class Images:
             raise
         finally:
             listeners.remove(progress)
+
+    def forget(self, image: str) -> None:
+        """The image is not here, as the engine says."""
+        self._seen.pop(image, None)
 
     async def used_bytes(self) -> int:
         """About how much of the disk images take: layers that several share count once for each."""
