@@ -4,8 +4,10 @@ BENCH ?= cli
 SEEDS ?= 20
 SEED ?=
 KIND ?=
+ROUNDS ?= 200
+POWER ?=
 
-.PHONY: demo test check unit proto simulate bench clean setup setup-dev
+.PHONY: demo test check unit proto simulate crash bench clean setup setup-dev
 
 setup:                ## the environment that skep runs in
 	@./deploy/setup.sh
@@ -29,6 +31,9 @@ proto: setup-dev      ## rewrite skep/v1 from proto/
 
 simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one (KIND=consensus|cluster)
 	@PYTHONHASHSEED=0 $(PY) -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND))
+
+crash: setup-dev      ## managers killed at random moments under load: ROUNDS=200, SEED=11 to choose the moments
+	@$(PY) -m tests.manager.raft.raft_crashes $(ROUNDS) $(SEED)
 
 bench: setup-dev      ## make bench BENCH=NAME runs tests/bench/NAME.py: one "figure: value unit" a line
 	@$(PY) -m tests.bench $(BENCH)

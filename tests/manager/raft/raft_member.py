@@ -116,13 +116,14 @@ class Control:
             "tasks": len(self._manager.store.view().tasks),
         }
 
-    async def ask_names(self) -> Answer:
-        """The IDs of all tasks, and a digest of everything at this index."""
+    async def ask_missing(self, names: list[str]) -> Answer:
+        """Which of these tasks are not here, and a digest of everything at this index."""
         digest = hashlib.sha256()
         for record in self._manager.store.freeze().records():
             digest.update(record.SerializeToString(deterministic=True))
-        names = [row.id for row in self._manager.store.view().tasks]
-        return {"names": names, "digest": digest.hexdigest(), "applied": self._manager.node.applied_index}
+        tasks = self._manager.store.view().tasks
+        missing = [name for name in names if tasks.get(name) is None]
+        return {"missing": missing, "digest": digest.hexdigest(), "applied": self._manager.node.applied_index}
 
     async def ask_fill(self, tasks: int) -> Answer:
         """Creates that many tasks."""

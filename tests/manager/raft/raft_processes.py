@@ -68,6 +68,8 @@ class Member:
                 sys.executable, "-m", "tests.manager.raft.raft_member", str(self._root), self.name,
                 cwd=REPO, stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log,
             )  # fmt: skip
+        if self._channel is not None:
+            return
         options = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100),
                    ("grpc.min_reconnect_backoff_ms", 50), ("grpc.use_local_subchannel_pool", 1),
                    ("grpc.max_receive_message_length", 1 << 30))  # fmt: skip
@@ -76,14 +78,18 @@ class Member:
         self._ask = self._channel.unary_unary(raft_member.ASK)
 
     async def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL. Calls under way fail as they do when a process dies; the channel finds the next one."""
         assert self.process is not None
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
+
+    async def close(self) -> None:
+        """Kills it for good."""
+        if self.process is not None:
+            await self.kill()
+        if self._channel is not None:
+            await self._channel.close()
 
     @property
     def alive(self) -> bool:
@@ -178,7 +184,7 @@ async def running(root: pathlib.Path, count: int, **times: float) -> AsyncIterat
         await group.begin(count)
         yield group
     finally:
-        await asyncio.gather(*(member.kill() for member in group.members if member.process is not None))
+        await asyncio.gather(*(member.close() for member in group.members))
 
 
 def transaction(op: pb.Op) -> bytes:
