@@ -32,8 +32,8 @@ proto: setup-dev      ## rewrite skep/v1 from proto/
 simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one (KIND=consensus|cluster)
 	@PYTHONHASHSEED=0 $(PY) -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND))
 
-crash: setup-dev      ## managers killed at random moments under load: ROUNDS=200, SEED=11 to choose the moments
-	@$(PY) -m tests.manager.raft.raft_crashes $(ROUNDS) $(SEED)
+crash: setup-dev      ## managers killed at random moments under load: ROUNDS=200, POWER=power to lose what was not synced
+	@$(PY) -m tests.manager.raft.raft_crashes $(ROUNDS) $(or $(SEED),$(shell date +%s)) $(POWER)
 
 bench: setup-dev      ## make bench BENCH=NAME runs tests/bench/NAME.py: one "figure: value unit" a line
 	@$(PY) -m tests.bench $(BENCH)

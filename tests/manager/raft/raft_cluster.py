@@ -85,8 +85,17 @@ def peer_of(context: Any) -> identity.Peer:
 class Manager:
     """One manager: server, transport, store, consensus."""
 
-    def __init__(self, name: str, root: pathlib.Path, papers: Papers, times: config.RaftConfig) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: pathlib.Path,
+        papers: Papers,
+        times: config.RaftConfig,
+        *,
+        make_disk: Callable[[pathlib.Path], disk.Disk] = disk.OsDisk,
+    ) -> None:
         self.name = name
+        self._make_disk = make_disk
         self.addr = ""
         self._directory = root / name
         self._papers = papers
@@ -122,7 +131,7 @@ class Manager:
         self.node = node.RaftNode(
             node_id=self.name,
             store=self.store,
-            log=log.DurableLog(disk.OsDisk(self._directory)),
+            log=log.DurableLog(self._make_disk(self._directory)),
             transport=self.transport,
             clock=clock.SystemClock(),
             rng=ids.system_rng(),

@@ -1,8 +1,9 @@
 """Managers as processes that are killed at random moments under load: nothing acknowledged is lost, all end up equal.
 
-`python -m tests.manager.raft.raft_crashes ROUNDS [SEED]`, or `make crash ROUNDS=200`. In a round one or two of three
-members are killed with SIGKILL, the leader as often as not, some once more while they start; then all come back.
-Snapshots are so frequent that some crashes hit one being made, stored, sent or taken over.
+`python -m tests.manager.raft.raft_crashes ROUNDS [SEED [power]]`, or `make crash ROUNDS=200 POWER=power`. In a round
+some of three members are killed with SIGKILL, the leader as often as not, some once more while they start; then all
+come back. With `power` everything that was not synced is lost with them (see lossy_disk). Snapshots are so frequent
+that some crashes hit one being made, stored, sent or taken over.
 """
 
 import asyncio
@@ -21,7 +22,8 @@ WRITE_TIMEOUT_S = 3.0
 RETRY_S = 0.02
 PAYLOAD_BYTES_MAX = 3000
 UNDER_LOAD_S = 0.5  # up to that long before a kill, and while somebody is dead
-TWO_AT_ONCE, DIES_AGAIN = 0.2, 0.25  # how often
+VICTIMS = (1, 1, 1, 2, 3)  # at once; one of these
+DIES_AGAIN = 0.25  # how often one is killed once more while it starts
 
 
 class Crashes:
@@ -57,11 +59,9 @@ class Crashes:
         rng, members = self._rng, self._group.members
         await asyncio.sleep(rng.uniform(0, UNDER_LOAD_S))
         first = self._leader if rng.random() < 0.5 else rng.choice(members)
-        victims = [first]
-        if rng.random() < TWO_AT_ONCE:
-            victims.append(rng.choice([member for member in members if member is not first]))
-        for victim in victims:
-            await self._kill(victim)
+        others = [member for member in members if member is not first]
+        victims = [first, *rng.sample(others, rng.choice(VICTIMS) - 1)]
+        await asyncio.gather(*(self._kill(victim) for victim in victims))
         await asyncio.sleep(rng.uniform(0, UNDER_LOAD_S))
         for victim in victims:
             await victim.start()
@@ -98,10 +98,10 @@ class Crashes:
         assert len({answer["digest"] for answer in answers}) == 1, "states differ at the same index"
 
 
-async def crash(root: pathlib.Path, *, rounds: int, seed: int) -> Crashes:
+async def crash(root: pathlib.Path, *, rounds: int, seed: int, power: bool) -> Crashes:
     """So many rounds; AssertionError at the first thing that must not be."""
     times = {"snapshot_entries": 150, "keep_entries": 30}
-    async with raft_processes.running(root, 3, **times) as group:
+    async with raft_processes.running(root, 3, lossy=power, **times) as group:
         crashes = Crashes(group, random.Random(seed))
         checked = 0
         try:
@@ -128,9 +128,10 @@ async def crash(root: pathlib.Path, *, rounds: int, seed: int) -> Crashes:
 def main(arguments: list[str]) -> None:
     rounds = int(arguments[0]) if arguments else 200
     seed = int(arguments[1]) if len(arguments) > 1 else random.SystemRandom().randrange(1_000_000)
-    print(f"rounds: {rounds}, seed: {seed}", flush=True)
+    power = "power" in arguments
+    print(f"rounds: {rounds}, seed: {seed}, {'loss of power' if power else 'SIGKILL'}", flush=True)
     with tempfile.TemporaryDirectory(prefix="skep-crashes-") as directory:
-        crashes = asyncio.run(crash(pathlib.Path(directory), rounds=rounds, seed=seed))
+        crashes = asyncio.run(crash(pathlib.Path(directory), rounds=rounds, seed=seed, power=power))
     print(f"raft.crash_rounds: {rounds} rounds")
     print(f"raft.crash_kills: {crashes.kills} kills")
     print(f"raft.crash_acknowledged: {len(crashes.acknowledged)} writes, of them lost: 0")

@@ -17,9 +17,9 @@ from typing import Any
 
 import grpc
 
-from manager.raft import config, core
+from manager.raft import config, core, disk
 from skep import errors, pb
-from tests.manager.raft import raft_cluster
+from tests.manager.raft import lossy_disk, raft_cluster
 
 COMMIT = "/member/commit"  # an encoded pb.Transaction to its index
 ASK = "/member/ask"  # JSON to JSON
@@ -210,7 +210,8 @@ async def serve(root: pathlib.Path, name: str) -> None:
     settings = json.loads((root / f"{name}.json").read_text())
     papers = raft_cluster.Papers(*(base64.b64decode(settings[part]) for part in ("authority", "key", "certificate")))
     times = config.RaftConfig(**settings["config"])
-    manager = raft_cluster.Manager(name, root, papers, times)
+    make_disk = lossy_disk.LossyDisk if settings["lossy"] else disk.OsDisk
+    manager = raft_cluster.Manager(name, root, papers, times, make_disk=make_disk)
     manager.addr = settings["addr"]
     control = Control(manager)
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {

@@ -34,8 +34,10 @@ def free_addr() -> str:
 class Member:
     """One process, and the way to talk to it."""
 
-    def __init__(self, root: pathlib.Path, name: str, papers: raft_cluster.Papers) -> None:
+    def __init__(self, root: pathlib.Path, name: str, papers: raft_cluster.Papers, *, lossy: bool) -> None:
+        """`lossy`: SIGKILL takes what was not synced along, as a loss of power does."""
         self.name = name
+        self._lossy = lossy
         self.addr = free_addr()
         self.control = free_addr()
         self.process: asyncio.subprocess.Process | None = None
@@ -54,6 +56,7 @@ class Member:
             "bootstrap": bootstrap,
             "join": join,
             "config": times,
+            "lossy": self._lossy,
             "authority": base64.b64encode(papers.authority).decode(),
             "key": base64.b64encode(papers.key).decode(),
             "certificate": base64.b64encode(papers.certificate).decode(),
@@ -110,8 +113,9 @@ class Member:
 class Group:
     """Members under one directory."""
 
-    def __init__(self, root: pathlib.Path, **times: float) -> None:
+    def __init__(self, root: pathlib.Path, *, lossy: bool = False, **times: float) -> None:
         self._root = root
+        self._lossy = lossy
         self._times = times
         self._authority = raft_cluster.Authority()
         self.members: list[Member] = []
@@ -119,7 +123,7 @@ class Group:
     def new(self) -> Member:
         """A member that is neither configured nor started."""
         name = f"m{len(self.members)}"
-        self.members.append(Member(self._root, name, self._authority.papers(name)))
+        self.members.append(Member(self._root, name, self._authority.papers(name), lossy=self._lossy))
         return self.members[-1]
 
     async def begin(self, count: int) -> None:
@@ -177,9 +181,9 @@ async def until(what: str, condition: Callable[[], Awaitable[bool]], *, timeout_
 
 
 @contextlib.asynccontextmanager
-async def running(root: pathlib.Path, count: int, **times: float) -> AsyncIterator[Group]:
+async def running(root: pathlib.Path, count: int, *, lossy: bool = False, **times: float) -> AsyncIterator[Group]:
     """A group that is gone afterwards."""
-    group = Group(root, **times)
+    group = Group(root, lossy=lossy, **times)
     try:
         await group.begin(count)
         yield group
