@@ -152,6 +152,8 @@ class Driver:
         self._propose(now)
         self._begin_reads(now)
         self._raft.tick(now)
+        if not self._raft.in_charge:
+            self.proposals.fail_all("this manager stopped leading before the change was begun; try again")
         if self._raft.restless:
             self._event.set()
         self._flush()
@@ -174,10 +176,7 @@ class Driver:
     def _propose(self, now: float) -> None:
         """Forms entries. While a write is running transactions gather, so that each write carries as many as wait."""
         raft = self._raft
-        if not raft.in_charge:
-            self.proposals.fail_all("this manager stopped leading before the change was begun; try again")
-            return
-        if self._writing is not None or self.paused:
+        if not raft.in_charge or self._writing is not None or self.paused:
             return
         while raft.uncommitted_bytes < config.UNCOMMITTED_BYTES_MAX and (batch := self.proposals.next_batch()):
             body, waiting = batch

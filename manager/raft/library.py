@@ -45,6 +45,8 @@ DIGESTS = {
     "_SyncObj__setState": "2c1f239f7bd79b39",
     "_SyncObj__sendAppendEntries": "9cb9073128c392fa",
     "_SyncObj__connectedToAnyone": "acd40e9e3ac6c4cc",
+    "_SyncObj__doChangeCluster": "247d4d4101b8cd3c",
+    "_SyncObj__loadDumpFile": "ec66e83905de703b",
     "_onTick": "cc9eb08232d005ba",
     "_checkCommandsToApply": "a386a8079361d204",
 }

@@ -1,13 +1,11 @@
 """How much is said: messages cost more than anything else in a commit."""
 
 import asyncio
-import random
 
 from manager.raft import config, memory_transport
 from skep import pb
 from tests import virtual_time
-from tests.manager.raft import raft_cluster
-from tests.simulation import managers, shadow
+from tests.manager.raft import raft_cluster, raft_memory
 
 COMMITS = 50
 
@@ -21,27 +19,19 @@ def test_one_message_tells_of_a_commit_and_brings_the_next_entry() -> None:
 
     async def main() -> None:
         network = memory_transport.MemoryNetwork(watch=watch)
-        world = managers.World(1, random.Random(1), network, shadow.Checker(), config.RaftConfig())
-        members = {manager.name: manager.addr for manager in (world.new_manager() for _ in range(3))}
-        for manager in world.managers.values():
-            await manager.start(bootstrap=members)
-        await virtual_time.until(lambda: world.leader() is not None)
-        leader = world.leader()
-        assert leader is not None
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        appends.clear()
-        for number in range(COMMITS):  # as one caller does it: the next when the one before is acknowledged
-            await leader.commit([raft_cluster.create(f"t{number}")])
-        heartbeats = (loop.time() - began) / config.RaftConfig().heartbeat_s + 1
-        for follower in members:
-            if follower != leader.node_id:
-                assert COMMITS <= appends.count((leader.node_id, follower)) <= COMMITS + heartbeats
-        index = leader.applied_index  # and the last commit becomes known, without another entry and at once
-        appends.clear()
-        await virtual_time.until(lambda: all(m.store.index == index for m in world.managers.values()), within_s=0.05)
-        for manager in world.managers.values():
-            await manager.kill(power=False)
-            await manager.stop()
+        async with raft_memory.running(network, config.RaftConfig()) as world:
+            _, leader = raft_memory.leader(world)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            appends.clear()
+            for number in range(COMMITS):  # as one caller does it: the next when the one before is acknowledged
+                await leader.commit([raft_cluster.create(f"t{number}")])
+            heartbeats = (loop.time() - began) / config.RaftConfig().heartbeat_s + 1
+            for follower in world.managers:
+                if follower != leader.node_id:
+                    assert COMMITS <= appends.count((leader.node_id, follower)) <= COMMITS + heartbeats
+            index = leader.applied_index  # and the last commit becomes known, without another entry and at once
+            stores = [manager.store for manager in world.managers.values()]
+            await virtual_time.until(lambda: all(each.index == index for each in stores), within_s=0.05)
 
     virtual_time.run(main)

@@ -1,16 +1,15 @@
 """Large things in small steps: received snapshots and long logs must not hold up the event loop."""
 
 import asyncio
-import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 from manager.raft import config, memory_transport, node, offload, snapshot
 from manager.store import store
 from skep import pb
 from tests import virtual_time
-from tests.manager.raft import raft_cluster
+from tests.manager.raft import raft_cluster, raft_memory
 from tests.simulation import managers, shadow
 
 T = TypeVar("T")
@@ -35,19 +34,6 @@ class SlowSnapshots(managers.SlowDisk):
         return result
 
 
-@contextlib.asynccontextmanager
-async def three(network: memory_transport.MemoryNetwork, times: config.RaftConfig) -> AsyncIterator[managers.World]:
-    world = managers.World(1, random.Random(1), network, shadow.Checker(), times)
-    members = {manager.name: manager.addr for manager in (world.new_manager() for _ in range(3))}
-    for manager in world.managers.values():
-        await manager.start(bootstrap=members)
-    await virtual_time.until(lambda: world.leader() is not None)
-    yield world
-    for manager in world.managers.values():
-        await manager.kill(power=False)
-        await manager.stop()
-
-
 async def behind(world: managers.World) -> tuple[node.RaftNode, managers.Manager]:
     """The leader, and a follower that was away for so long that it needs a snapshot; it is not yet back."""
     leader = world.leader()
@@ -64,7 +50,7 @@ def test_while_a_snapshot_is_decoded_the_manager_takes_part_and_nothing_is_sent_
 
     async def main() -> None:
         network = memory_transport.MemoryNetwork()
-        async with three(network, TIMES) as world:
+        async with raft_memory.running(network, TIMES) as world:
             leader, away = await behind(world)
             away.offload = slow = SlowSnapshots()
             await away.start()
@@ -95,7 +81,7 @@ def test_while_a_snapshot_is_decoded_the_manager_takes_part_and_nothing_is_sent_
 
 def test_a_manager_that_dies_over_a_snapshot_begins_anew() -> None:
     async def main() -> None:
-        async with three(memory_transport.MemoryNetwork(), TIMES) as world:
+        async with raft_memory.running(memory_transport.MemoryNetwork(), TIMES) as world:
             leader, away = await behind(world)
             normal = away.offload
             away.offload = slow = SlowSnapshots()
@@ -114,7 +100,7 @@ def test_a_snapshot_that_comes_too_late_is_dropped() -> None:
     """The log itself has got further while the snapshot was being decoded."""
 
     async def main() -> None:
-        async with three(memory_transport.MemoryNetwork(), TIMES) as world:
+        async with raft_memory.running(memory_transport.MemoryNetwork(), TIMES) as world:
             leader = world.leader()
             assert leader is not None
             late = next(manager for manager in world.managers.values() if manager.node is not leader)
