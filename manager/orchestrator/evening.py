@@ -60,7 +60,7 @@ class Evening:
 
     def _place(self, load: nodes.NodeLoad, service_id: str, revision_id: str) -> None:
         self._ledger.place(load, service_id, self._ledger.need_of(revision_id))
-        self._ledger.settle({load.node.id: load})
+        self._ledger.settle({load.node_id: load})
 
     def choose(self, count: int) -> list[Move]:
         """Up to `count` moves, those first that help most; never two of the same service."""
@@ -107,7 +107,7 @@ class Evening:
                  if (gain := choice.gain(source, target, max(2, self._limits.min_benefit))) is not None]  # fmt: skip
         if not gains:
             return None, False
-        task = self._old_enough(choice.by_node[source.node.id])
+        task = self._old_enough(choice.by_node[source.node_id])
         if task is None:
             return None, True
         found = [Move(choice.service, task, source, target, *gain) for gain, target in gains]
@@ -184,7 +184,7 @@ class _Choice:
             if load.ready and (path or self._tree is None):
                 branches.setdefault(id(path[-1]) if path else 0, []).append(load)
         for loads in branches.values():
-            loads.sort(key=lambda load: (-len(self.by_node[load.node.id]), -load.total, load.order))
+            loads.sort(key=lambda load: (-len(self.by_node[load.node_id]), -load.total, load.order))
         return list(branches.values())
 
     def targets(self, source: nodes.NodeLoad) -> list[nodes.NodeLoad]:
@@ -192,12 +192,12 @@ class _Choice:
         if self._tree is None:
             found = [self._anywhere]
         else:
-            found = [self._group.first(branch) for branch in self._path(source.node.id)]
-        return [load for load in found if load is not None and load.node.id not in self._failing]
+            found = [self._group.first(branch) for branch in self._path(source.node_id)]
+        return [load for load in found if load is not None and load.node_id not in self._failing]
 
     def gain(self, source: nodes.NodeLoad, target: nodes.NodeLoad, least: int) -> tuple[bool, int] | None:
         """(whether it is all services together that differ, by how many tasks); None when the move does not pay."""
-        paths = zip(self._path(source.node.id), self._path(target.node.id), strict=False)
+        paths = zip(self._path(source.node_id), self._path(target.node_id), strict=False)
         apart = [(a, b) for a, b in paths if a is not b]
         steps = [self._counts.get(id(a), 0) - self._counts.get(id(b), 0) for a, b in apart[:1]]
         steps.append(source.services.get(self.service.id, 0) - target.services.get(self.service.id, 0))

@@ -182,7 +182,7 @@ class _Pass:
         for move in choice.choose(free):
             op = tasks.create(
                 move.service, slot=move.task.slot, start=tasks.Start.AT_ONCE, now=self._now, rng=self._rng,
-                node_id=move.target.node.id, replaces=move.task.id,
+                node_id=move.target.node_id, replaces=move.task.id,
             )  # fmt: skip
             op.object.task.move = pb.MOVE_REASON_REBALANCE
             created.append(op)

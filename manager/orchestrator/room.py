@@ -16,6 +16,7 @@ def frees_a_place(state: views.View, leaving: pb.Task, waiting: pb.Task) -> bool
     resources = node.description.resources
     load = nodes.NodeLoad(
         node=node,
+        node_id=node.id,
         order=0,
         ready=True,
         cpus_free=resources.nano_cpus,

@@ -95,8 +95,14 @@ class Driver:
         return self.now - self._started
 
     def apply(self, operations: Sequence[pb.Op]) -> None:
-        """Commits one transaction. Raises the store's refusal."""
-        transaction = pb.Transaction(ops=operations, at=stamps.stamp(self.now))
+        """Commits one transaction of the caller's. Raises the store's refusal."""
+        self._commit(pb.Transaction(ops=operations, at=stamps.stamp(self.now)))
+
+    def _own(self, operations: Sequence[pb.Op]) -> None:
+        """The same with operations that nobody else will look at again: they need no copy."""
+        self._commit(store.Local(operations, stamps.stamp(self.now)))
+
+    def _commit(self, transaction: store.Transaction) -> None:
         (refusal,) = self.store.apply(self.store.index + 1, [transaction])
         if refusal is not None:
             raise refusal
@@ -138,7 +144,7 @@ class Driver:
                 result = seat.decider.decide(self.store.view(), self.now, self._rng, dirty)
                 seat.schedule(result)
                 if result.ops:
-                    self.apply(result.ops)
+                    self._own(result.ops)
                     acted_now = True
             if not acted_now:
                 self.active |= acted
@@ -171,7 +177,7 @@ class Driver:
         found = agents.reports(self.store.view(), chosen, self.now)
         if not found:
             return False
-        self.apply(found)
+        self._own(found)
         self.active = True
         return True
 

@@ -136,7 +136,7 @@ class Explainer:
     def _verdicts(self, service_id: str, need: needs.Needs, task: pb.Task | None) -> list[Verdict]:
         found: list[Verdict] = []
         for load in self._ledger.all.values():
-            here = task is not None and task.node_id == load.node.id and not tasks.unassigned(task)
+            here = task is not None and task.node_id == load.node_id and not tasks.unassigned(task)
             # Where it is, it would only be in its own way.
             failed = [] if here else rules.failing(self._state, load, service_id, need)
             found.append(self._verdict(load, service_id, failed, here=here))
@@ -144,7 +144,7 @@ class Explainer:
 
     @staticmethod
     def _verdict(load: nodes.NodeLoad, service_id: str, failed: list[rules.Failing], *, here: bool = False) -> Verdict:
-        return Verdict(load.node.id, load.name, failed, load.services.get(service_id, 0), load.total, here)
+        return Verdict(load.node_id, load.name, failed, load.services.get(service_id, 0), load.total, here)
 
     def _why_not(self, found: Explanation, node: pb.Node, task: pb.Task | None) -> str:
         verdict = next(each for each in found.nodes if each.node_id == node.id)

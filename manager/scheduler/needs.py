@@ -28,6 +28,13 @@ class Needs:
     max_replicas: int = 0  # per node; 0 = no limit
     spread: tuple[str, ...] = ()  # descriptors of the preferences, outermost first
     unreadable: str = ""  # why no node can ever do: a constraint that does not parse
+    takes_room: bool = dataclasses.field(init=False)  # False: any number of the tasks fits on any node
+    choosy: bool = dataclasses.field(init=False)  # False: what nodes are like does not matter
+
+    def __post_init__(self) -> None:
+        room = self.nano_cpus or self.memory_bytes or self.generic or self.ports or self.max_replicas
+        object.__setattr__(self, "takes_room", bool(room))
+        object.__setattr__(self, "choosy", bool(self.wanted or self.platforms or self.plugins))
 
 
 def of(spec: pb.ServiceSpec) -> Needs:

@@ -21,6 +21,7 @@ class NodeLoad:
     """One node and what is on it. What is free is known only once the ledger has filled it in."""
 
     node: pb.Node
+    node_id: str
     order: int  # position in the store; breaks ties
     ready: bool
     cpus_free: int
@@ -88,7 +89,7 @@ class Ledger:
         load.cpus_free, load.memory_free = resources.nano_cpus, resources.memory_bytes
         load.generic_free = needs.counted(resources)
         load.names_free = needs.named(resources.generic)
-        for task in self._state.tasks.where("node", load.node.id):
+        for task in self._state.tasks.where("node", load.node_id):
             if pb.TASK_STATE_ASSIGNED <= task.status.state <= pb.TASK_STATE_RUNNING:
                 self._take(load, self.need_of(task.revision_id))
                 for kind, names in needs.named(task.assigned_generic).items():
@@ -130,9 +131,10 @@ class Ledger:
 
     def place(self, load: NodeLoad, service_id: str, need: needs.Needs) -> None:
         """Counts one more task there. `settle` must follow before the next `ascending`."""
-        self._take(self.fill(load), need)
+        if need.takes_room:
+            self._take(self.fill(load), need)
         load.total += 1
-        self.of_service(service_id)[load.node.id] = load
+        self.of_service(service_id)[load.node_id] = load
         load.services[service_id] = load.services.get(service_id, 0) + 1
 
     def shift(self, load: NodeLoad, service_id: str, step: int) -> None:
@@ -141,11 +143,11 @@ class Ledger:
         load.total += step
         load.services[service_id] = load.services.get(service_id, 0) + step
         if load.services[service_id] > 0:
-            present[load.node.id] = load
+            present[load.node_id] = load
         else:
-            present.pop(load.node.id, None)
+            present.pop(load.node_id, None)
         self._trees.clear()  # their leaves only know nodes whose load grows
-        self.settle({load.node.id: load})
+        self.settle({load.node_id: load})
 
     @staticmethod
     def claim(load: NodeLoad, need: needs.Needs) -> list[pb.GenericResource]:
@@ -179,12 +181,12 @@ class Ledger:
 
     def allowed(self, load: NodeLoad, need: needs.Needs) -> bool:
         """Whether the node satisfies what no placement changes (constraints, platform, plugins); remembered."""
-        if not need.wanted and not need.platforms and not need.plugins:
+        if not need.choosy:
             return True
         known = self._static.setdefault((need.wanted, need.platforms, need.plugins), {})
-        answer = known.get(load.node.id)
+        answer = known.get(load.node_id)
         if answer is None:
-            answer = known[load.node.id] = filters.allowed(load.node, need)
+            answer = known[load.node_id] = filters.allowed(load.node, need)
         return answer
 
     def tree(self, need: needs.Needs) -> "trees.Tree":
@@ -208,6 +210,7 @@ class Ledger:
 def _empty(node: pb.Node, order: int, *, total: int) -> NodeLoad:
     return NodeLoad(
         node=node,
+        node_id=node.id,
         order=order,
         ready=not filters.unready(node),
         cpus_free=0,

@@ -29,14 +29,13 @@ class Group:
             return []
         choices = self._by_preference() if self._need.spread else self._by_load()
         chosen: list[nodes.NodeLoad] = []
-        touched: dict[str, nodes.NodeLoad] = {}
+        place, service_id, need = self._ledger.place, self._service_id, self._need
         for load in choices:
-            self._ledger.place(load, self._service_id, self._need)
+            place(load, service_id, need)
             chosen.append(load)
-            touched[load.node.id] = load
             if len(chosen) == count:
                 break
-        self._ledger.settle(touched)
+        self._ledger.settle({load.node_id: load for load in chosen})
         for leaf, load in self._borrowed:
             trees.put_back(leaf, load)
         return chosen
@@ -54,10 +53,12 @@ class Group:
 
     def _fits(self, load: nodes.NodeLoad) -> bool:
         ledger, need = self._ledger, self._need
-        return ledger.allowed(load, need) and filters.room(ledger.fill(load), self._service_id, need)
+        if need.choosy and not ledger.allowed(load, need):
+            return False
+        return not need.takes_room or filters.room(ledger.fill(load), self._service_id, need)
 
     def _rank(self, load: nodes.NodeLoad) -> Rank:
-        failures = self._failing.get(load.node.id, 0)
+        failures = self._failing.get(load.node_id, 0)
         return failures, load.services.get(self._service_id, 0), load.total, load.order
 
     # Each yielded node has got its task by the time the generator goes on.
@@ -68,7 +69,7 @@ class Group:
             known[node_id] = self._ledger.all[node_id]
         second: list[nodes.NodeLoad] = [load for load in known.values() if load.ready]
         for load in self._ledger.ascending():
-            if load.node.id not in known and self._fits(load):
+            if load.node_id not in known and self._fits(load):
                 yield load
                 second.append(load)
         yield from self._level(second)
@@ -108,11 +109,11 @@ class Group:
 
     def _leaf(self, leaf: trees.Branch, known: list[nodes.NodeLoad]) -> Iterator[nodes.NodeLoad]:
         """As `_by_load`, for the nodes of one leaf."""
-        ranked = {load.node.id: None for load in known}
+        ranked = {load.node_id: None for load in known}
         second = list(known)
         while (load := trees.least_loaded(leaf)) is not None:
             self._borrowed.append((leaf, load))
-            if load.node.id not in ranked and self._fits(load):
+            if load.node_id not in ranked and self._fits(load):
                 yield load
                 second.append(load)
         yield from self._level(second)

@@ -37,7 +37,7 @@ class Tree:
         if not descriptors:
             branch.heap = [(load.total, load.order, load) for load in loads]
             heapq.heapify(branch.heap)
-            self.paths.update(dict.fromkeys((load.node.id for load in loads), path))
+            self.paths.update(dict.fromkeys((load.node_id for load in loads), path))
             return branch
         by_value: dict[str, list[nodes.NodeLoad]] = {}
         for load in loads:  # nodes without the label are a branch of their own

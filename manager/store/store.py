@@ -7,7 +7,10 @@ not seen.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from google.protobuf import timestamp_pb2
 
 from manager.store import ops, tables, views, watching
 from skep import errors, pb
@@ -17,6 +20,23 @@ SCHEMAS: tuple[tables.Schema[tables.Row], ...] = (
     tables.CLUSTER, tables.NODE, tables.SERVICE, tables.REVISION, tables.TASK, tables.NETWORK, tables.SECRET,
     tables.CONFIG, tables.VOLUME,
 )  # type: ignore[assignment]  # fmt: skip
+
+
+class Transaction(Protocol):
+    """What can be applied: a pb.Transaction, or the like of it whose operations need not be copied first."""
+
+    @property
+    def ops(self) -> Iterable[pb.Op]: ...
+
+    @property
+    def at(self) -> timestamp_pb2.Timestamp: ...
+
+
+class Local(NamedTuple):
+    """A transaction that never travels. Its operations are applied as they are, and belong to the store then."""
+
+    ops: Sequence[pb.Op]
+    at: timestamp_pb2.Timestamp
 
 
 class Store:
@@ -65,7 +85,7 @@ class Store:
 
     # ---------------------------------------------------------------- writing
 
-    def apply(self, index: int, transactions: Iterable[pb.Transaction]) -> list[errors.SkepError | None]:
+    def apply(self, index: int, transactions: Iterable[Transaction]) -> list[errors.SkepError | None]:
         """Applies one Raft entry. For each transaction: None when it took effect, else why nothing of it did.
 
         Takes ownership of the objects in the transactions. Never raises for what a transaction says.
@@ -78,9 +98,10 @@ class Store:
         for transaction in transactions:
             undo = len(changes)
             refusal: errors.SkepError | None = None
+            at = transaction.at
             for op in transaction.ops:
                 try:
-                    changes.append(self._apply_op(op, transaction))
+                    changes.append(self._apply_op(op, at))
                 except errors.SkepError as error:
                     refusal = error
                     self._roll_back(changes, undo)
@@ -93,52 +114,56 @@ class Store:
                 watcher.offer(changes)
         return outcomes
 
-    def _apply_op(self, op: pb.Op, transaction: pb.Transaction) -> watching.Change:
-        kind = op.object.WhichOneof("kind")
+    def _apply_op(self, op: pb.Op, at: timestamp_pb2.Timestamp) -> watching.Change:
+        wrapped = op.object
+        kind = wrapped.WhichOneof("kind")
         if kind is None:
             raise errors.Invalid("an operation without an object")
-        row: ops.AnyRow = getattr(op.object, kind)
+        row: ops.AnyRow = getattr(wrapped, kind)
+        row_id = row.id
         table = self._tables[kind]
-        stored = table.rows.get(row.id)
+        stored = table.rows.get(row_id)
         if op.kind == pb.OP_KIND_CREATE:
-            if not row.id or stored is not None:
-                raise errors.AlreadyExists(f"{kind} {row.id} already exists")
+            if not row_id or stored is not None:
+                raise errors.AlreadyExists(f"{kind} {row_id} already exists")
             self._check_unique(table, row)
-            row.created_at.CopyFrom(transaction.at)
-            return self._put(kind, row, transaction)
+            row.created_at.CopyFrom(at)
+            return self._put(kind, row_id, row, at)
         if stored is None:
-            raise errors.Conflict(f"{kind} {row.id} does not exist any more")
+            raise errors.Conflict(f"{kind} {row_id} does not exist any more")
         if stored.version.index != op.based_on:
             raise errors.Conflict("update out of sequence")
         if op.kind == pb.OP_KIND_DELETE:
-            old = table.pop(row.id)
+            old = table.pop(row_id)
             if self._guard is not None:
                 self._guard.forget(kind, old)
-            return watching.Change(self.index, kind, row.id, old, None)  # type: ignore[arg-type]
-        self._check_unique(table, row)
-        _check_forward(stored, row)
-        return self._put(kind, row, transaction)
+            return watching.Change(self.index, kind, row_id, old, None)  # type: ignore[arg-type]
+        if kind == "task":
+            _check_forward(stored, row)  # type: ignore[arg-type]
+        elif table.schema.unique is not None:
+            self._check_unique(table, row)
+        return self._put(kind, row_id, row, at)
 
-    def _put(self, kind: str, row: ops.AnyRow, transaction: pb.Transaction) -> watching.Change:
+    def _put(self, kind: str, row_id: str, row: ops.AnyRow, at: timestamp_pb2.Timestamp) -> watching.Change:
         row.version.index = self.index
-        row.updated_at.CopyFrom(transaction.at)
+        row.updated_at.CopyFrom(at)
         old = self._tables[kind].put(row)
         if self._guard is not None:
             self._guard.remember(kind, row)
-        return watching.Change(self.index, kind, row.id, old, row)  # type: ignore[arg-type]
+        return watching.Change(self.index, kind, row_id, old, row)  # type: ignore[arg-type]
 
     @staticmethod
     def _check_unique(table: tables.Table[tables.Row], row: ops.AnyRow) -> None:
         unique = table.schema.unique
         if unique is None:
             return
-        for key in table.schema.indexes[unique](row):
-            for other in table.indexes[unique].get(key, ()):
-                if other != row.id:
-                    name = getattr(row, "name", key)
-                    raise errors.AlreadyExists(
-                        f"name conflicts with an existing object: {table.schema.kind} {name} already exists"
-                    )
+        key = table.schema.key(unique, row)
+        for other in () if key is None else table.indexes[unique].get(key, ()):
+            if other != row.id:
+                name = getattr(row, "name", key)
+                raise errors.AlreadyExists(
+                    f"name conflicts with an existing object: {table.schema.kind} {name} already exists"
+                )
 
     def _roll_back(self, changes: list[watching.Change], keep: int) -> None:
         while len(changes) > keep:
@@ -230,13 +255,12 @@ class Frozen:
                 yield pb.SnapshotRecord(object=ops.wrap(row))  # type: ignore[arg-type]
 
 
-def _check_forward(stored: tables.Row, row: ops.AnyRow) -> None:
+def _check_forward(stored: pb.Task, task: pb.Task) -> None:
     """Task states only move forward, whoever writes them."""
-    if isinstance(row, pb.Task) and isinstance(stored, pb.Task):
-        if row.desired_state < stored.desired_state:
-            raise errors.Conflict(f"task {row.id}: desired state cannot go back")
-        if row.status.state < stored.status.state:
-            raise errors.Conflict(f"task {row.id}: observed state cannot go back")
+    if task.desired_state < stored.desired_state:
+        raise errors.Conflict(f"task {task.id}: desired state cannot go back")
+    if task.status.state < stored.status.state:
+        raise errors.Conflict(f"task {task.id}: observed state cannot go back")
 
 
 class _MutationGuard:

@@ -5,7 +5,7 @@ order everywhere, hence the same on every replica and under every hash seed.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from skep import pb
@@ -21,7 +21,6 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
-Keys = Callable[[R], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +29,13 @@ class Schema(Generic[R]):
 
     kind: str
     message: type[R]
-    indexes: dict[str, Keys[R]]
+    indexes: tuple[str, ...]
+    keys: Callable[[R], tuple[str | None, ...]]  # under what each index files the row; None: not at all
     unique: str | None = None  # index whose keys may occur once; used for names
+
+    def key(self, index: str, row: R) -> str | None:
+        """Under what one index files the row."""
+        return self.keys(row)[self.indexes.index(index)]
 
 
 class Table(Generic[R]):
@@ -44,34 +48,44 @@ class Table(Generic[R]):
 
     def put(self, row: R) -> R | None:
         """Stores `row`, returns the row it replaced."""
-        old = self.rows.get(row.id)
-        for name, keys in self.schema.indexes.items():
-            new_keys = keys(row)
-            index = self.indexes[name]
-            if old is not None:
-                old_keys = keys(old)
-                if old_keys == new_keys:
-                    continue
-                self._unlink(index, old_keys, row.id)
-            for key in new_keys:
-                index.setdefault(key, {})[row.id] = None
-        self.rows[row.id] = row
+        row_id = row.id
+        keys_of = self.schema.keys
+        new_keys = keys_of(row)
+        old = self.rows.get(row_id)
+        if old is None:
+            for index, key in zip(self.indexes.values(), new_keys, strict=True):
+                if key is not None:
+                    index.setdefault(key, {})[row_id] = None
+        else:
+            old_keys = keys_of(old)
+            if old_keys != new_keys:
+                self._file_anew(row_id, old_keys, new_keys)
+        self.rows[row_id] = row
         return old
+
+    def _file_anew(self, row_id: str, old_keys: tuple[str | None, ...], new_keys: tuple[str | None, ...]) -> None:
+        for index, old, new in zip(self.indexes.values(), old_keys, new_keys, strict=True):
+            if old is new or old == new:
+                continue
+            if old is not None:
+                self._unlink(index, old, row_id)
+            if new is not None:
+                index.setdefault(new, {})[row_id] = None
 
     def pop(self, row_id: str) -> R:
         """Removes and returns a row; KeyError when there is none."""
         row = self.rows.pop(row_id)
-        for name, keys in self.schema.indexes.items():
-            self._unlink(self.indexes[name], keys(row), row_id)
+        for index, key in zip(self.indexes.values(), self.schema.keys(row), strict=True):
+            if key is not None:
+                self._unlink(index, key, row_id)
         return row
 
     @staticmethod
-    def _unlink(index: dict[str, dict[str, None]], keys: Iterable[str], row_id: str) -> None:
-        for key in keys:
-            bucket = index[key]
-            del bucket[row_id]
-            if not bucket:
-                del index[key]
+    def _unlink(index: dict[str, dict[str, None]], key: str, row_id: str) -> None:
+        bucket = index[key]
+        del bucket[row_id]
+        if not bucket:
+            del index[key]
 
     def where(self, index: str, key: str) -> Iterator[R]:
         """Rows that the index files under `key`, oldest first."""
@@ -88,41 +102,60 @@ class Table(Generic[R]):
         return other
 
 
-def _active(task: pb.Task) -> list[str]:
-    """The task's node while it counts as one of the node's tasks: given to it, not ended, wished."""
-    counts = (
-        pb.TASK_STATE_ASSIGNED <= task.status.state <= pb.TASK_STATE_RUNNING
-        and task.desired_state <= pb.TASK_STATE_COMPLETE
+_ASSIGNED, _RUNNING, _COMPLETE = pb.TASK_STATE_ASSIGNED, pb.TASK_STATE_RUNNING, pb.TASK_STATE_COMPLETE
+_STATE_KEYS: dict[int, str] = {number: str(number) for number in pb.TaskState.values()}
+
+
+def _no_keys(row: pb.Cluster) -> tuple[str | None, ...]:
+    del row
+    return ()
+
+
+def _node_keys(node: pb.Node) -> tuple[str | None, ...]:
+    return (node.description.hostname,)
+
+
+def _service_keys(service: pb.Service) -> tuple[str | None, ...]:
+    return (service.name.lower(),)
+
+
+def _revision_keys(revision: pb.Revision) -> tuple[str | None, ...]:
+    return revision.service_id, revision.spec.mode.WhichOneof("mode") or ""
+
+
+def _task_keys(task: pb.Task) -> tuple[str | None, ...]:
+    """Called twice for every change of a task: reads every field once."""
+    state, desired = task.status.state, task.desired_state
+    service_id, node_id = task.service_id, task.node_id or None
+    active = node_id if _ASSIGNED <= state <= _RUNNING and desired <= _COMPLETE else None
+    return (
+        service_id,
+        node_id,
+        active,
+        f"{service_id}/{task.slot or node_id or ''}",
+        task.revision_id,
+        _STATE_KEYS.get(state) or str(state),  # one that a newer version knows
+        _STATE_KEYS.get(desired) or str(desired),
     )
-    return [task.node_id] if counts else []
 
 
-def _spec_name(row: pb.Network | pb.Secret | pb.Config | pb.Volume) -> list[str]:
-    return [row.name.lower()]
+def _named(row: pb.Network | pb.Secret | pb.Config | pb.Volume) -> tuple[str | None, ...]:
+    return (row.name.lower(),)
 
 
-CLUSTER: Schema[pb.Cluster] = Schema("cluster", pb.Cluster, {})
-NODE: Schema[pb.Node] = Schema("node", pb.Node, {"hostname": lambda n: [n.description.hostname]})
-SERVICE: Schema[pb.Service] = Schema("service", pb.Service, {"name": lambda s: [s.name.lower()]}, unique="name")
-REVISION: Schema[pb.Revision] = Schema(
-    "revision",
-    pb.Revision,
-    {"service": lambda r: [r.service_id], "mode": lambda r: [r.spec.mode.WhichOneof("mode") or ""]},
-)
+CLUSTER: Schema[pb.Cluster] = Schema("cluster", pb.Cluster, (), _no_keys)
+NODE: Schema[pb.Node] = Schema("node", pb.Node, ("hostname",), _node_keys)
+SERVICE: Schema[pb.Service] = Schema("service", pb.Service, ("name",), _service_keys, unique="name")
+REVISION: Schema[pb.Revision] = Schema("revision", pb.Revision, ("service", "mode"), _revision_keys)
 TASK: Schema[pb.Task] = Schema(
     "task",
     pb.Task,
-    {
-        "service": lambda t: [t.service_id],
-        "node": lambda t: [t.node_id] if t.node_id else [],
-        "active": _active,  # how many tasks load a node, without looking at them
-        "slot": lambda t: [f"{t.service_id}/{t.slot or t.node_id}"],
-        "revision": lambda t: [t.revision_id],
-        "state": lambda t: [str(t.status.state)],
-        "desired": lambda t: [str(t.desired_state)],
-    },
+    # active: a node's tasks that count, so that their number is known without looking at them: given to the node, not
+    # ended, wished.
+    ("service", "node", "active", "slot", "revision", "state", "desired"),
+    _task_keys,
 )
-NETWORK: Schema[pb.Network] = Schema("network", pb.Network, {"name": _spec_name}, unique="name")
-SECRET: Schema[pb.Secret] = Schema("secret", pb.Secret, {"name": _spec_name}, unique="name")
-CONFIG: Schema[pb.Config] = Schema("config", pb.Config, {"name": _spec_name}, unique="name")
-VOLUME: Schema[pb.Volume] = Schema("volume", pb.Volume, {"name": _spec_name}, unique="name")
+NETWORK: Schema[pb.Network] = Schema("network", pb.Network, ("name",), _named, unique="name")
+SECRET: Schema[pb.Secret] = Schema("secret", pb.Secret, ("name",), _named, unique="name")
+CONFIG: Schema[pb.Config] = Schema("config", pb.Config, ("name",), _named, unique="name")
+VOLUME: Schema[pb.Volume] = Schema("volume", pb.Volume, ("name",), _named, unique="name")

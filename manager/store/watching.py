@@ -4,9 +4,9 @@ Sans-IO: the watcher is woken through a plain callback and takes what has gather
 so (`Lagged`) instead of being buffered without end; it then starts over from a view.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from manager.store.ops import AnyRow
 from skep import errors
@@ -18,11 +18,10 @@ class Lagged(errors.SkepError):
     """The watcher fell behind and has lost changes: read everything again."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One object as it was and as it is; `old` is None for a creation, `new` for a deletion."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple's method, which nobody calls
     kind: str  # "task", "node", .. the field in pb.Object
     id: str
     old: AnyRow | None
