@@ -18,7 +18,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_FIRST_S = 0.1  # a new leader is there within a second or two
 RETRY_MAX_S = 8.0
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0  # doubled with each that runs out, up to
+CONNECT_TIMEOUT_MAX_S = 20.0  # a manager that is swamped is not helped by callers who hang up and dial again
 REGISTER_TIMEOUT_S = 10.0  # the manager commits the registration before it answers
 SILENT_PERIODS_MAX = 2  # heartbeats without any answer before the manager counts as dead
 PERIOD_MIN_S = 0.05  # whatever a manager says, heartbeats must not become a flood
@@ -26,6 +27,7 @@ SEND_TIMEOUT_S = 15.0  # a manager that does not read is as good as dead
 REDIRECTS_MAX = 3  # in a row; managers that point at each other have no leader
 DESCRIBE_S = 15.0
 DESCRIBE_TIMEOUT_S = 20.0  # whoever describes has time limits of its own
+LATER_MAX_S = 60.0  # whatever a manager says
 STATUS_DELAY_S = 0.02  # statuses that come up together travel together
 STATUSES_MAX = 500  # per message
 
@@ -37,6 +39,14 @@ class _Redirected(Exception):
     def __init__(self, addr: str) -> None:
         super().__init__(addr)
         self.addr = addr
+
+
+class _Later(Exception):
+    """The manager lets no more agents in at the moment."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"the manager asked this agent to come back in {wait_s:.1f} s")
+        self.wait_s = wait_s
 
 
 class AgentSession:
@@ -78,6 +88,9 @@ class AgentSession:
         self._outbox: dict[str, pb.TaskStatus] = {}
         self._outbox_filled = asyncio.Event()
         self._period_s = 0.0
+        self._spread_s = 0.0  # over how much time all agents come back, as last heard
+        self._spread_due = False  # a session has just been lost
+        self._connect_s = CONNECT_TIMEOUT_S
         self._sequence = 0
         self._gathered: pb.Assignments | None = None  # a set or difference while its parts come in
         self._full_due = False  # the session's first assignments are yet to come
@@ -91,9 +104,15 @@ class AgentSession:
         hint = ""
         try:
             while True:
+                await self._spread_out()
                 addr, hint = hint or self._next_candidate(), ""
                 try:
                     await self._one_session(addr)
+                except _Later as later:
+                    self.error = str(later)
+                    await self._pause(later.wait_s)
+                    hint = addr
+                    continue
                 except _Redirected as redirected:
                     redirects += 1
                     self.error = f"manager {addr} does not lead, and knows no leader"
@@ -106,7 +125,8 @@ class AgentSession:
                     log.exception("session.crashed", manager=addr)
                     self._ended(addr, error)
                 redirects = 0
-                await self._pause()
+                if not self._spread_due:
+                    await self._pause(self._retry.next_s())
         finally:
             self._worker.listen(None)
 
@@ -116,9 +136,15 @@ class AgentSession:
         self._retry.reset()
         self._hurry.set()
 
-    async def _pause(self) -> None:
+    async def _spread_out(self) -> None:
+        """After a lost session: all agents may have lost theirs, and must not come back in one moment."""
+        if self._spread_due:
+            self._spread_due = False
+            await self._pause(self._rng.uniform(0.0, self._spread_s) + self._retry.next_s())
+
+    async def _pause(self, pause_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._retry.next_s()):
+            async with asyncio.timeout(pause_s):
                 await self._hurry.wait()
         self._hurry.clear()
 
@@ -143,8 +169,7 @@ class AgentSession:
         description = self._description or await self._describe_again()
         if description is None:
             raise errors.Unavailable("the container runtime does not answer, so this node cannot be described")
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            stream = await self._connect(addr)
+        stream = await self._connected(addr)
         try:
             await self._send(stream, pb.AgentMessage(register=pb.Register(description=description)))
             async with asyncio.timeout(REGISTER_TIMEOUT_S):
@@ -153,12 +178,24 @@ class AgentSession:
                 raise errors.Unavailable(f"manager {addr} closed the session")
             if first.HasField("redirect"):
                 raise _Redirected(first.redirect.addr)
+            if first.HasField("later"):
+                raise _Later(min(max(stamps.from_nanos(first.later.retry_after), 0.0), LATER_MAX_S))
             if not first.HasField("registered"):
                 raise errors.Unavailable(f"manager {addr} does not speak this protocol")
             await self._registered(stream, addr, first.registered)
         finally:
             self.manager = ""
             await stream.close()
+
+    async def _connected(self, addr: str) -> link.AgentLink:
+        try:
+            async with asyncio.timeout(self._connect_s):
+                stream = await self._connect(addr)
+        except TimeoutError:
+            tried_s, self._connect_s = self._connect_s, min(self._connect_s * 2, CONNECT_TIMEOUT_MAX_S)
+            raise errors.Unavailable(f"manager {addr} did not answer within {tried_s:.0f} s") from None
+        self._connect_s = CONNECT_TIMEOUT_S
+        return stream
 
     async def _registered(self, stream: link.AgentLink, addr: str, registered: pb.Registered) -> None:
         log.info("session.registered", manager=addr, session=registered.session_id)
@@ -167,7 +204,8 @@ class AgentSession:
         self._candidates = []
         self._sequence = 0
         self._gathered, self._full_due = None, True
-        self._heartbeat_every(registered.heartbeat_period)
+        self._heartbeat_every(registered.heartbeat_period, registered.spread)
+        self._spread_due = True
         self._node_changed(registered.node)
         # Whatever the managers did not get in the session before, they get now: the latest of every task.
         self._outbox = self._worker.statuses()
@@ -206,7 +244,7 @@ class AgentSession:
     async def _take(self, message: pb.ManagerMessage, server: logs.LogServer) -> None:
         match message.WhichOneof("body"):
             case "heartbeat":
-                self._heartbeat_every(message.heartbeat.heartbeat_period)
+                self._heartbeat_every(message.heartbeat.heartbeat_period, message.heartbeat.spread)
             case "assignments":
                 self._assigned(message.assignments)
             case "managers":
@@ -224,8 +262,9 @@ class AgentSession:
             case _:  # a newer manager says something we do not know yet
                 log.debug("session.message_unknown")
 
-    def _heartbeat_every(self, period_ns: int) -> None:
+    def _heartbeat_every(self, period_ns: int, spread_ns: int) -> None:
         self._period_s = max(stamps.from_nanos(period_ns), PERIOD_MIN_S)
+        self._spread_s = min(max(stamps.from_nanos(spread_ns), 0.0), LATER_MAX_S)
 
     def _assigned(self, assignments: pb.Assignments) -> None:
         expected = self._sequence + 1

@@ -5,13 +5,14 @@ states and tasks' observed states, and decides nothing about what should run.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from manager.dispatcher import assignments, heartbeats, metrics, nodes, session, statuses
+from manager.dispatcher import admission, assignments, heartbeats, metrics, nodes, session, statuses
 from manager.store import commit, store, watching
-from skep import clock, errors, ids, link, pb
+from skep import clock, errors, ids, link, pb, stamps
 from skep.security import identity
 
 log = structlog.get_logger(__name__)
@@ -19,6 +20,8 @@ log = structlog.get_logger(__name__)
 REGISTER_TIMEOUT_S = 10.0  # from the opening of the stream to the first message
 STOP_TIMEOUT_S = 2.0  # for agents to take their redirects
 RETRY_S = 0.5
+LEADERLESS_S = 3.0  # an agent is kept waiting this long for a leader; elections take a second
+LEADER_LOOK_S = 0.25
 MESSAGES_PER_TURN = 100  # of one agent, before others get their turn
 
 
@@ -36,7 +39,10 @@ class Dispatcher:
         managers: Callable[[], Sequence[str]],
         counters: metrics.Metrics | None = None,
     ) -> None:
-        """`leader_addr` gives the leader's cluster address (empty while unknown), `managers` those of all managers."""
+        """`leader_addr` gives the leader's cluster address (empty while unknown), `managers` those of all managers.
+
+        Call `lead_moved` when the leader changes.
+        """
         self._store = store
         self._rng = rng
         self._leader_addr = leader_addr
@@ -47,6 +53,8 @@ class Dispatcher:
         self._heartbeats = heartbeats.Heartbeats(
             target=store, rng=rng, writer=self._nodes, counters=self._metrics, silenced=self._silenced
         )
+        self._admission = admission.Admission(rng.uniform)
+        self._lead_moved = asyncio.Event()
         self._sessions: dict[str, session.Session] = {}  # by node ID
         self._serving: dict[asyncio.Future[None], None] = {}
         self._descriptions: dict[str, pb.NodeDescription] = {}  # new ones that are not written yet, by node ID
@@ -68,7 +76,8 @@ class Dispatcher:
         """This manager leads from now on, and its store holds everything that was committed before."""
         if self._watch is not None:
             return
-        self._watch = self._store.watch({"task", "node"}, self._changed.set)
+        self._watch = self._store.watch({"cluster", "node", "task"}, self._changed.set)
+        self._admission = admission.Admission(self._rng.uniform)
         self._heartbeats.begin()
         self._statuses.forget()
         self._descriptions.clear()
@@ -81,6 +90,7 @@ class Dispatcher:
                 ("descriptions", self._write_descriptions),
             )
         ]
+        self.lead_moved()
         log.info("dispatcher.started")
 
     async def stop(self) -> None:
@@ -104,6 +114,11 @@ class Dispatcher:
                     each.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
         log.info("dispatcher.stopped")
+
+    def lead_moved(self) -> None:
+        """Another manager leads now, or none: agents that wait for a leader look again."""
+        moved, self._lead_moved = self._lead_moved, asyncio.Event()
+        moved.set()
 
     def managers_changed(self) -> None:
         """The list of managers has changed: tell all agents."""
@@ -153,8 +168,7 @@ class Dispatcher:
 
     async def _open(self, peer: identity.Peer, stream: link.ManagerLink) -> session.Session | None:
         """Registers the agent; None when it was sent elsewhere or went away by itself."""
-        if not self.leading:
-            await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
+        if not await self._admitted(peer, stream):
             return None
         async with asyncio.timeout(REGISTER_TIMEOUT_S):
             first = await stream.receive()
@@ -163,11 +177,14 @@ class Dispatcher:
         if not first.HasField("register"):
             raise errors.Invalid("the first message of a session must be Register")
         self._heartbeats.heard(peer.node_id)  # before the write: no verdict may come after it
+        self._admission.registering += 1
         try:
             node = await self._nodes.register(peer.node_id, first.register.description, peer.address)
         except errors.Denied:
             self._heartbeats.drop(peer.node_id)
             raise
+        finally:
+            self._admission.registering -= 1
         if not self.leading:
             await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
             return None
@@ -177,6 +194,7 @@ class Dispatcher:
             stream=stream,
             target=self._store,
             period=self._heartbeats.next_s,
+            spread=self._heartbeats.spread_s,
             managers=self._managers,
             metrics=self._metrics,
         )
@@ -188,6 +206,32 @@ class Dispatcher:
         self._metrics.registrations.inc()
         log.info("session.opened", node=peer.node_id, session=opened.id, addr=peer.address)
         return opened
+
+    async def _admitted(self, peer: identity.Peer, stream: link.ManagerLink) -> bool:
+        """Whether the agent may register here now; when not, it has been told where or when."""
+        await self._until_led()
+        if not self.leading:
+            await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
+            return False
+        wait_s = self._admission.wait_s(peer.node_id, asyncio.get_running_loop().time())
+        if wait_s > admission.HOLD_S:
+            self._metrics.postponed.inc()
+            await stream.send(pb.ManagerMessage(later=pb.Later(retry_after=stamps.to_nanos(wait_s))))
+            return False
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        return True
+
+    async def _until_led(self) -> None:
+        """Waits a while for a leader to be known: cheaper than agents that go round and ask everybody."""
+        deadline = asyncio.get_running_loop().time() + LEADERLESS_S
+        while not self.leading and not self._leader_addr():
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, LEADER_LOOK_S)):
+                    await self._lead_moved.wait()
 
     async def _read(self, opened: session.Session, stream: link.ManagerLink) -> None:
         taken = 0
@@ -245,6 +289,7 @@ class Dispatcher:
             try:
                 changes = self._watch.take()
             except watching.Lagged:
+                self._heartbeats.configure()
                 for open_session in self._sessions.values():
                     open_session.mark_all()
                     open_session.node_changed()
@@ -252,8 +297,10 @@ class Dispatcher:
             for change in changes:
                 if change.kind == "task":
                     self._task_changed(change)
-                else:
+                elif change.kind == "node":
                     self._node_changed(change)
+                else:
+                    self._heartbeats.configure()
 
     def _task_changed(self, change: watching.Change) -> None:
         for node_id in assignments.concerned(change):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
-from manager.dispatcher import liveness, metrics, nodes
+from manager.dispatcher import admission, liveness, metrics, nodes
 from manager.store import store
 from skep import errors, ids, pb, stamps
 
@@ -40,43 +40,55 @@ class Heartbeats:
         self._metrics = counters
         self._silenced = silenced
         self._liveness = liveness.Liveness()
+        self._configured_s = PERIOD_DEFAULT_S
+        self._grace_s = 0.0  # for agents that were told to spread their return
         self._moved = asyncio.Event()
 
     def begin(self) -> None:
         """A new leadership: whatever was known is void, every node that is not down is expected."""
         self._liveness = liveness.Liveness()
-        for node in self._store.view().nodes:
-            if node.status.state != pb.NODE_STATE_DOWN:
-                self.expect(node.id)
+        self.configure()
+        expected = [node.id for node in self._store.view().nodes if node.status.state != pb.NODE_STATE_DOWN]
+        self._grace_s = admission.spread_s(len(expected))
+        for node_id in expected:
+            self.expect(node_id)
 
     def drop(self, node_id: str) -> None:
         """Nothing is expected of the node any more."""
         self._liveness.drop(node_id)
 
-    def _period_s(self) -> float:
+    def configure(self) -> None:
+        """The cluster's specification may have changed."""
         try:
             configured_ns = self._store.view().cluster.spec.dispatcher.heartbeat_period
         except errors.Unavailable:
             configured_ns = 0
-        return max(stamps.from_nanos(configured_ns), PERIOD_MIN_S) if configured_ns else PERIOD_DEFAULT_S
+        self._configured_s = max(stamps.from_nanos(configured_ns), PERIOD_MIN_S) if configured_ns else PERIOD_DEFAULT_S
+
+    def _period_s(self) -> float:
+        return self._configured_s
 
     def next_s(self) -> float:
         """Time to an agent's next heartbeat, in seconds, with jitter."""
         return self._period_s() * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
+    def spread_s(self) -> float:
+        """Over how much time agents are to come back when all lose their sessions."""
+        return admission.spread_s(len(self._liveness))
+
     def heard(self, node_id: str) -> None:
         """A sign of life."""
         now = asyncio.get_running_loop().time()
-        self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self._period_s())
-        self._moved.set()
+        if self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self._period_s()):
+            self._moved.set()
 
     def expect(self, node_id: str) -> None:
         """A node that should register with this leader soon."""
         now, period_s = asyncio.get_running_loop().time(), self._period_s()
         self._liveness.expect(
             node_id,
-            unknown_at=now + TAKEOVER_UNKNOWN_PERIODS * period_s,
-            down_at=now + TAKEOVER_DOWN_PERIODS * period_s,
+            unknown_at=now + self._grace_s + TAKEOVER_UNKNOWN_PERIODS * period_s,
+            down_at=now + self._grace_s + TAKEOVER_DOWN_PERIODS * period_s,
         )
         self._moved.set()
 

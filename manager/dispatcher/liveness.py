@@ -37,13 +37,18 @@ class Liveness:
         """A node that this leader has not heard of yet, but should."""
         self._set(node_id, _Watch(unknown_at, Verdict.UNKNOWN, down_at))
 
-    def heard(self, node_id: str, *, down_at: float) -> None:
-        """The node is alive, and may be silent until `down_at`."""
+    def __len__(self) -> int:
+        """How many nodes are watched."""
+        return len(self._watches)
+
+    def heard(self, node_id: str, *, down_at: float) -> bool:
+        """The node is alive, and may be silent until `down_at`. Whether `next_at` may have become earlier."""
         watch = self._watches.get(node_id)
         if watch is not None and watch.deadline <= down_at:
             watch.deadline, watch.verdict = down_at, Verdict.DOWN
-        else:
-            self._set(node_id, _Watch(down_at, Verdict.DOWN, down_at))
+            return False
+        self._set(node_id, _Watch(down_at, Verdict.DOWN, down_at))
+        return True
 
     def alive(self, node_id: str) -> bool:
         """Whether the node was heard of and has not been silent for too long since."""

@@ -14,6 +14,9 @@ class Metrics:
         self.registrations = prometheus_client.Counter(
             "skep_dispatcher_registrations_total", "Sessions opened by agents.", registry=registry
         )
+        self.postponed = prometheus_client.Counter(
+            "skep_dispatcher_postponed_total", "Agents told to come back later: too many at once.", registry=registry
+        )
         self.statuses = prometheus_client.Counter(
             "skep_dispatcher_statuses_total", "Task statuses from agents.", ["outcome"], registry=registry
         )

@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 ASSIGNMENT_DELAY_S = 0.02  # changes that are committed together travel together
 OUTBOX_MAX = 2000  # log requests and their cancellations on the way; beyond that the agent does not read
+UNREAD_S = 12.0  # an answer to a heartbeat waits this long for an agent that reads nothing
 LOG_CREDIT = 4  # chunks of one log request on the way
 FRAMES_PER_TURN = 16  # of channels, before what the session is there for gets its turn
 CLOSE_TIMEOUT_S = 1.0  # for the last words to an agent that may not read any more
@@ -45,27 +46,38 @@ class Session:
         stream: link.ManagerLink,
         target: store.Store,
         period: Callable[[], float],
+        spread: Callable[[], float],
         managers: Callable[[], Sequence[str]],
         metrics: metrics.Metrics,
     ) -> None:
-        """`period` gives the time to the next heartbeat in seconds, `managers` the managers' addresses."""
+        """`period` gives the time to the next heartbeat in seconds, `managers` the managers' addresses.
+
+        `spread` gives over how many seconds agents are to come back when they lose their sessions together.
+        """
         self.id = session_id
         self.node_id = node.id
         self._stream = stream
         self._store = target
         self._period = period
+        self._spread = spread
         self._managers = managers
         self._metrics = metrics
         self._assigner = assignments.Assigner(node.id)
         self._outbox: deque[pb.ManagerMessage] = deque()
         self._outbox.append(
             pb.ManagerMessage(
-                registered=pb.Registered(session_id=session_id, heartbeat_period=stamps.to_nanos(period()), node=node)
+                registered=pb.Registered(
+                    session_id=session_id,
+                    heartbeat_period=stamps.to_nanos(period()),
+                    node=node,
+                    spread=stamps.to_nanos(spread()),
+                )
             )
         )
         self._dirty: dict[str, None] = {}
         self._ripe = False  # the dirty tasks have waited for others to come along
         self._heartbeat_due = False
+        self._heartbeat_due_since = 0.0
         self._managers_due = True
         self._node_due = False
         self._credits_due: dict[int, int] = {}
@@ -85,8 +97,12 @@ class Session:
     # ---------------------------------------------------------------- what is due
 
     def heartbeat(self) -> None:
-        """The agent sent a heartbeat."""
-        self._heartbeat_due = True
+        """The agent sent a heartbeat. One that speaks and does not listen is of no use: its session is ended."""
+        now = asyncio.get_running_loop().time()
+        if not self._heartbeat_due:
+            self._heartbeat_due, self._heartbeat_due_since = True, now
+        elif now - self._heartbeat_due_since > UNREAD_S:
+            self.end(errors.Unavailable(f"node {self.node_id} does not read its session"))
         self._wake.set()
 
     def mark(self, task_id: str) -> None:
@@ -211,7 +227,9 @@ class Session:
             await self._flush_outbox()
             if self._heartbeat_due:
                 self._heartbeat_due = False
-                reply = pb.HeartbeatReply(heartbeat_period=stamps.to_nanos(self._period()))
+                reply = pb.HeartbeatReply(
+                    heartbeat_period=stamps.to_nanos(self._period()), spread=stamps.to_nanos(self._spread())
+                )
                 await self._stream.send(pb.ManagerMessage(heartbeat=reply))
             if self._managers_due:
                 self._managers_due = False

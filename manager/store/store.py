@@ -50,12 +50,18 @@ class Store:
         self.index = 0
         self._tables: dict[str, tables.Table[tables.Row]] = {s.kind: tables.Table(s) for s in SCHEMAS}
         self._watches: list[watching.Watch] = []
+        self._view: views.View | None = None  # of this index
         self._guard = _MutationGuard() if checking else None
 
     # ---------------------------------------------------------------- reading
 
     def view(self) -> views.View:
         """The state now. Do not keep it across an await."""
+        if self._view is None or self._view.index != self.index:
+            self._view = self._new_view()
+        return self._view
+
+    def _new_view(self) -> views.View:
         index = self.index
 
         def check() -> None:
@@ -188,6 +194,7 @@ class Store:
         """Makes `content` this store's, at once; watchers are told to start over. Returns what was there before."""
         before = Content(self.index, self._tables)
         self.index, self._tables = content.index, content.tables
+        self._view = None
         if self._guard is not None:
             self._guard = _MutationGuard()
             for kind, table in self._tables.items():

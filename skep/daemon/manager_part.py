@@ -30,6 +30,7 @@ from skep.v1 import ca_pb2_grpc, dispatcher_pb2_grpc
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 1.0  # for calls in hand when the servers stop
+LEADER_SILENT_S = 0.35  # it speaks every 0.1 s
 LEAD_TIMEOUT_S = 15.0  # for the founder; an election of one takes a second
 
 
@@ -109,7 +110,7 @@ class ManagerPart:
             committer=self._raft,
             clock=self._clock,
             rng=self._rng,
-            leader_addr=self.leader_addr,
+            leader_addr=self._live_leader_addr,
             managers=lambda: sorted(self._raft.members().values()),
             counters=self._metrics.dispatcher,
         )
@@ -204,7 +205,10 @@ class ManagerPart:
 
     def _raft_moved(self) -> None:
         members = self._raft.members()
-        if members != self._told and self._dispatcher is not None:
+        if self._dispatcher is None:
+            return
+        self._dispatcher.lead_moved()
+        if members != self._told:
             self._told = members
             self._dispatcher.managers_changed()
 
@@ -233,6 +237,11 @@ class ManagerPart:
     def leader_addr(self) -> str:
         """Cluster address of the leader; empty while none is known."""
         return self._raft.members().get(self._raft.leader_id, "")
+
+    def _live_leader_addr(self) -> str:
+        """As leader_addr, but empty too when that leader has gone silent: agents must not be sent to a dead one."""
+        silent_s = self._raft.heard_of_leader_ago_s
+        return "" if silent_s is None or silent_s > LEADER_SILENT_S else self.leader_addr()
 
     def members(self) -> Mapping[str, str]:
         """Cluster address by node ID of the Raft group."""

@@ -202,6 +202,7 @@ class ManagerMessage(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     LOG_CREDIT_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
+    LATER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def registered(self) -> Global___Registered: ...
     @_builtins.property
@@ -224,6 +225,8 @@ class ManagerMessage(_message.Message):
     def log_credit(self) -> Global___LogCredit: ...
     @_builtins.property
     def channel(self) -> _channel_pb2.ChannelFrame: ...
+    @_builtins.property
+    def later(self) -> Global___Later: ...
     def __init__(
         self,
         *,
@@ -237,16 +240,39 @@ class ManagerMessage(_message.Message):
         node: _objects_pb2.Node | None = ...,
         log_credit: Global___LogCredit | None = ...,
         channel: _channel_pb2.ChannelFrame | None = ...,
+        later: Global___Later | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "channel", b"channel", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "channel", b"channel", "heartbeat", b"heartbeat", "later", b"later", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "channel", b"channel", "heartbeat", b"heartbeat", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "body", b"body", "channel", b"channel", "heartbeat", b"heartbeat", "later", b"later", "log_cancel", b"log_cancel", "log_credit", b"log_credit", "log_request", b"log_request", "managers", b"managers", "node", b"node", "redirect", b"redirect", "registered", b"registered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["registered", "heartbeat", "assignments", "redirect", "managers", "log_request", "log_cancel", "node", "log_credit", "channel"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["registered", "heartbeat", "assignments", "redirect", "managers", "log_request", "log_cancel", "node", "log_credit", "channel", "later"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___ManagerMessage: _TypeAlias = ManagerMessage  # noqa: Y015
+
+@_typing.final
+class Later(_message.Message):
+    """Instead of Registered: too many agents register at this moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    retry_after: _builtins.int
+    """ns; the agent comes back to this manager then"""
+    def __init__(
+        self,
+        *,
+        retry_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Later: _TypeAlias = Later  # noqa: Y015
 
 @_typing.final
 class Registered(_message.Message):
@@ -255,9 +281,12 @@ class Registered(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     HEARTBEAT_PERIOD_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     heartbeat_period: _builtins.int
     """ns"""
+    spread: _builtins.int
+    """as in HeartbeatReply"""
     @_builtins.property
     def node(self) -> _objects_pb2.Node:
         """the agent's own node object: labels and name for templates"""
@@ -268,10 +297,11 @@ class Registered(_message.Message):
         session_id: _builtins.str = ...,
         heartbeat_period: _builtins.int = ...,
         node: _objects_pb2.Node | None = ...,
+        spread: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_period", b"heartbeat_period", "node", b"node", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_period", b"heartbeat_period", "node", b"node", "session_id", b"session_id", "spread", b"spread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,16 +312,22 @@ class HeartbeatReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEARTBEAT_PERIOD_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
     heartbeat_period: _builtins.int
     """ns, with jitter already in it"""
+    spread: _builtins.int
+    """ns; an agent whose session breaks waits a random part of this before it looks for a manager, so that not all of a
+    large cluster come at once.
+    """
     def __init__(
         self,
         *,
         heartbeat_period: _builtins.int = ...,
+        spread: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_period", b"heartbeat_period"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_period", b"heartbeat_period", "spread", b"spread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
