@@ -104,6 +104,7 @@ class AgentSession:
         hint = ""
         try:
             while True:
+                race.heed_cancellation()
                 await self._spread_out()
                 addr, hint = hint or self._next_candidate(), ""
                 try:

@@ -1,4 +1,4 @@
-"""Running coroutines that belong together: when one ends, all end."""
+"""Running coroutines that belong together: when one ends, all end. And seeing to it that what is cancelled ends."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -20,3 +20,16 @@ async def race(*work: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*running, return_exceptions=True)
     for future in ended:
         future.result()
+
+
+def heed_cancellation() -> None:
+    """Raises CancelledError when the running task is being cancelled, whatever it got instead of one.
+
+    For loops that try again after every error: gRPC swallows a cancellation that meets the end of a call.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from skep import errors
+from skep import errors, race
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,12 @@ def translated(target: str) -> Iterator[None]:
 
 
 def from_rpc(error: grpc.aio.AioRpcError, *, target: str) -> errors.SkepError:
-    """The SkepError that the other side raised, or Unavailable naming `target` when it was not reached at all."""
+    """The SkepError that the other side raised, or Unavailable naming `target` when it was not reached at all.
+
+    Raises CancelledError when the calling task is being cancelled: gRPC loses a cancellation that meets the end of a
+    call, and a loop that tries again after every error would never end.
+    """
+    race.heed_cancellation()
     code = error.code()
     details = error.details() or ""
     kind = _kind_of(error)

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from agent import session
 from agent.tasks import record
 from manager.store import ops
-from skep import errors, link, pb
+from skep import errors, ids, link, pb
 from tests import virtual_time
 from tests.agent import joined
 
@@ -367,5 +368,30 @@ def test_hundreds_of_tasks_on_one_node() -> None:
             await until(lambda: len(agent.runtime.running()) == 1200)
             await until(lambda: all(cluster.state(name) == RUNNING for name in names))
             assert cluster.committer.commits < 40
+
+    virtual_time.run(main)
+
+
+def test_a_session_whose_cancellation_is_swallowed_ends_all_the_same() -> None:
+    async def main() -> None:
+        agent = joined.Agent(joined.Network(), "n1")
+        connecting = asyncio.Event()
+
+        async def connect(addr: str) -> link.AgentLink:  # as gRPC does when the end of a call meets a cancellation
+            connecting.set()
+            try:
+                await asyncio.sleep(1.0)
+            except asyncio.CancelledError:
+                raise errors.Unavailable(f"cannot reach {addr}: connection refused") from None
+            raise AssertionError("was not cancelled")
+
+        opened = session.AgentSession(
+            connect=connect, managers=agent.book, worker=agent.worker, describe=agent.describe, rng=ids.seeded_rng(1)
+        )
+        running = asyncio.create_task(opened.run())
+        await connecting.wait()
+        running.cancel()
+        await asyncio.wait({running}, timeout=30.0)
+        assert running.cancelled()
 
     virtual_time.run(main)
