@@ -13,6 +13,8 @@ log = structlog.get_logger(__name__)
 
 PERIOD_DEFAULT_S = 5.0
 PERIOD_MIN_S = 0.1  # whatever the cluster's spec says
+RATE_PER_S = 400.0  # heartbeats that a leader is to take; with more nodes than that allows each speaks less often ..
+STRETCH_MAX = 2.5  # .. but no more than so many times: a node told so keeps within SILENT_PERIODS if the others leave
 JITTER = 0.1  # of the period, both ways
 SILENT_PERIODS = 3  # a node is down after as many periods without a word
 TAKEOVER_UNKNOWN_PERIODS = 1.2  # time to register with a new leader before the node is marked UNKNOWN
@@ -65,12 +67,14 @@ class Heartbeats:
             configured_ns = 0
         self._configured_s = max(stamps.from_nanos(configured_ns), PERIOD_MIN_S) if configured_ns else PERIOD_DEFAULT_S
 
-    def _period_s(self) -> float:
-        return self._configured_s
+    def period_s(self) -> float:
+        """What the cluster's specification says, and longer in a very large cluster."""
+        stretch = len(self._liveness) / (RATE_PER_S * self._configured_s)
+        return self._configured_s * min(max(stretch, 1.0), STRETCH_MAX)
 
     def next_s(self) -> float:
         """Time to an agent's next heartbeat, in seconds, with jitter."""
-        return self._period_s() * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        return self.period_s() * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
     def spread_s(self) -> float:
         """Over how much time agents are to come back when all lose their sessions."""
@@ -79,12 +83,12 @@ class Heartbeats:
     def heard(self, node_id: str) -> None:
         """A sign of life."""
         now = asyncio.get_running_loop().time()
-        if self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self._period_s()):
+        if self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self.period_s()):
             self._moved.set()
 
     def expect(self, node_id: str) -> None:
         """A node that should register with this leader soon."""
-        now, period_s = asyncio.get_running_loop().time(), self._period_s()
+        now, period_s = asyncio.get_running_loop().time(), self.period_s()
         self._liveness.expect(
             node_id,
             unknown_at=now + self._grace_s + TAKEOVER_UNKNOWN_PERIODS * period_s,
@@ -117,7 +121,7 @@ class Heartbeats:
         """The nodes whose time is up, unless it is this manager that did not look for a while."""
         at = self._liveness.next_at()
         silent = dict(self._liveness.due(now))
-        if at is None or now - at <= self._period_s() / 2:
+        if at is None or now - at <= self.period_s() / 2:
             return silent
         # Stopped, starved or swapped out: the agents' words may be waiting unread. They get a second chance.
         log.warning("dispatcher.stalled", stalled_s=round(now - at, 1), nodes=len(silent))
