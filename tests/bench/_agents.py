@@ -15,11 +15,13 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc.aio
+
 from agent import link, managers, session, worker
 from agent.runtime import memory
 from agent.tasks import record
 from skep import clock, errors, ids, pb
-from skep.daemon import logs, main
+from skep.daemon import logs
 from skep.security import enroll, keys, tls, tokens
 from skep.security import identity as identities
 from skep.v1 import ca_pb2_grpc
@@ -45,7 +47,7 @@ class Agent:
         self._record = record.Record(record.IN_MEMORY)
         self._worker = worker.Worker(runtime=self._runtime, record=self._record, clock=time, rng=rng)
         self.session = session.AgentSession(
-            connect=link.connector(lambda addr: tls.channel(identity, addr, options=link.CHANNEL_OPTIONS)),
+            connect=link.connector(lambda addr: _dial(identity, addr)),
             managers=managers.ManagerBook(None, seeds=addrs),
             worker=self._worker,
             describe=self._describe,
@@ -83,6 +85,18 @@ class Agent:
             )
         )
         return description
+
+
+def _dial(identity: identities.Identity, addr: str) -> grpc.aio.Channel:
+    """As a machine's agent does. Closing looks for calls on the channel among all tasks of the process: not here."""
+    channel = tls.channel(identity, addr, options=link.CHANNEL_OPTIONS)
+
+    async def close(grace: float | None = None) -> None:
+        del grace
+        channel._channel.close()  # type: ignore[attr-defined]
+
+    channel.close = close  # type: ignore[method-assign]
+    return channel
 
 
 class Joiner:
@@ -184,6 +198,6 @@ async def serve() -> None:
 
 if __name__ == "__main__":
     logs.configure(level="error", json=False)
-    gc.set_threshold(*main.GC_THRESHOLDS)
+    gc.set_threshold(50_000, 20, 100)  # as skepd does
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve())

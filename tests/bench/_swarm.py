@@ -122,8 +122,9 @@ class Swarm:
     async def close(self) -> None:
         """Ends everything."""
         await asyncio.gather(*(crowd.kill() for crowd in self.crowds))
-        await self.cluster.stop(keep=False)
-        if os.environ.get("SWARM_KEEP"):
+        keep = bool(os.environ.get("SWARM_KEEP"))
+        await self.cluster.stop(keep=keep)
+        if keep:
             print(f"logs are kept in {self._directory}")
             return
         for path in self._directory.glob("*.log"):
