@@ -37,7 +37,10 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
         now.reason(f"{where}: task {last.id} ended, restart in {max(0.0, due - now.now):.1f} s")
     elif tasks.lost(now.node(last)):
         # Nobody can tell when it stops, so there is nothing to wait for; and it did not crash, so no delay either.
-        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.AT_ONCE, replaces=last.id)
+        # One that was still waiting for others of its slot to stop hands that on, though.
+        waited = last.desired_state == pb.TASK_STATE_READY
+        start = tasks.Start.WHEN_DUE if waited else tasks.Start.AT_ONCE
+        now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=_predecessor(slot, last))
         now.reason(f"{where}: the node of task {last.id} is lost")
     else:
         now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=last.id)

@@ -81,9 +81,12 @@ def _start(now: turn.Turn, slot: slots.Slot, how: update_settings.Settings) -> N
     # The one that runs, not a successor that an earlier update left half prepared: it is what has to stop first.
     occupants = [task for task in slot.live if task.status.state == pb.TASK_STATE_RUNNING] or slot.live
     previous = occupants[-1] if occupants else slot.newest
-    stop_first = slot.live and how.order != pb.UPDATE_ORDER_START_FIRST
-    start = tasks.Start.WHEN_DUE if stop_first else tasks.Start.AT_ONCE
+    # Also where nobody is wished any more: one that was told to stop may not have done so yet.
+    start = tasks.Start.AT_ONCE if how.order == pb.UPDATE_ORDER_START_FIRST else tasks.Start.WHEN_DUE
     now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=previous.id)
+    for task in slot.live:
+        if task is not previous:  # superseded before it took over: it could yet come to run as a third one
+            now.stop(task)
 
 
 # ------------------------------------------------------------------ what has happened so far

@@ -53,6 +53,11 @@ def check() -> None:
     shadow.require(not _raised, f"the product logged an error: {_raised[:1]}")
 
 
+def ring(words: str) -> None:
+    """Something happened that is a finding."""
+    _raised.append(words)
+
+
 def _collect(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     del logger
     if method in _SEVERE and event["event"] not in EXPECTED:

@@ -174,3 +174,37 @@ def test_a_new_update_just_when_the_last_one_has_taken_over_keeps_no_more_than_t
     w.deploy("web", "demo:3")
     w.go(for_s=200.0)
     assert [task.revision_id for task in w.running("web")] == ["web@3"]
+
+
+def test_a_new_update_of_a_slot_that_is_still_being_emptied_waits_for_that() -> None:
+    w = cluster("n1", "n2", "n3")
+    w.service("web", 1, lambda spec: setattr(spec.task.restart, "condition", pb.RESTART_CONDITION_NONE))
+    w.go()
+    (old,) = w.running("web")
+    w.deploy("web", "demo:2")
+    w.decide()
+    while (coming := w.wished("web")[-1]).status.state != pb.TASK_STATE_READY:
+        w.agents()
+        w.decide()
+    w.down(coming.node_id)
+    w.decide()
+    assert [task.revision_id for task in w.wished("web")] == []  # it is never to be started again
+    w.deploy("web", "demo:3")
+    while w.decide() + w.agents(lambda task: task.id != old.id):
+        assert all(task.id == old.id for task in w.running("web"))
+    w.go(for_s=1.0)
+    assert [task.revision_id for task in w.running("web")] == ["web@3"]
+
+
+def test_a_successor_that_is_superseded_is_stopped_in_the_same_breath() -> None:
+    w = cluster("n1", "n2")
+    w.service("web", 1, lambda spec: setattr(spec.update, "order", START_FIRST))
+    w.go()
+    w.deploy("web", "demo:2")
+    w.decide()
+    w.agents()
+    w.deploy("web", "demo:3")
+    (services,) = [decider for decider in w.deciders if decider.name == "services"]
+    for _ in range(2):  # the update begins, the successor is created
+        w.write(*services.decide(w.view, w.clock.now(), w.rng, None).ops)
+    assert [task.revision_id for task in w.wished("web")] == ["web@1", "web@3"]

@@ -68,6 +68,26 @@ def test_at_most_once_waits_for_a_hung_predecessor_without_end() -> None:
     assert len(w.running("db")) == 1
 
 
+def test_the_successor_of_one_that_was_lost_while_it_waited_waits_on() -> None:
+    w = cluster("n1", "n2", "n3")
+    w.service("web", 1)
+    w.go()
+    (old,) = w.running("web")
+    w.deploy("web", "demo:2")
+    w.decide()
+    while (coming := w.wished("web")[-1]).status.state != pb.TASK_STATE_READY:
+        w.agents()
+        w.decide()
+    w.hung[old.node_id] = None  # told to stop, and it takes its time
+    assert coming.node_id != old.node_id
+    w.down(coming.node_id)
+    w.go(for_s=50.0)
+    assert not w.running("web")  # the first version may still run, so nothing else does
+    del w.hung[old.node_id]
+    w.go(for_s=1.0)
+    assert [task.revision_id for task in w.running("web")] == ["web@2"]
+
+
 # ------------------------------------------------------------------ crash loops
 
 

@@ -12,7 +12,7 @@ from manager.raft import config
 from manager.store import ops
 from skep import pb, stamps
 from tests import virtual_time
-from tests.simulation import alarm, managers, shadow
+from tests.simulation import alarm, managers, memory_disk, shadow
 from tests.simulation.cluster import clients, faults, ledger, linearizable, machine, network, process, running
 
 FAULTS_S = 40.0  # virtual
@@ -50,6 +50,7 @@ class Report:
 def simulate(seed: int, *, faults_s: float = FAULTS_S) -> Report:
     """Runs one seed. Raises Violation when an invariant does not hold."""
     loop = managers.Stopwatch()
+    loop.set_exception_handler(_unretrieved)
     loop.set_task_factory(process.create_task)  # type: ignore[arg-type]  # stubs ask for more than is ever passed
     with alarm.armed(), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(_simulate(seed, loop, faults_s))
@@ -95,6 +96,14 @@ async def _simulate(seed: int, loop: managers.Stopwatch, faults_s: float) -> Rep
         machines=f"{len(site.managers)}+{len(site.machines) - len(site.managers)}", answers=users.answers,
         faults=harm.counts, written_off=len(site.ledger.written_off), settled_s=settled_s,
     )  # fmt: skip
+
+
+def _unretrieved(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """A task failed and nobody looked. That machines die in the middle of a write is what happens here."""
+    del loop
+    error = context.get("exception")
+    if not isinstance(error, memory_disk.Crashed):
+        alarm.ring(f"{context.get('message')}: {error!r}")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
