@@ -12,4 +12,5 @@ for step in ".venv/bin/ruff check ." ".venv/bin/ruff format --check ." ".venv/bi
             "./deploy/proto.sh --check"; do
   if out=$($step 2>&1); then echo "ok: $step"; else echo "$out"; echo "failed: $step"; exit 1; fi
 done
+.venv/bin/python -m tests.simulation --ci
 exec .venv/bin/python -m pytest -q

@@ -1,0 +1,56 @@
+"""The simulation of whole clusters as a test: runs repeat themselves, and known faults are found."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation import alarm, kinds, pool, shadow
+from tests.simulation.cluster import run
+
+
+def test_a_run_is_a_function_of_its_seed() -> None:
+    first = run.simulate(3, faults_s=6.0)
+    assert run.simulate(3, faults_s=6.0) == first
+    assert run.simulate(4, faults_s=6.0).trace != first.trace
+
+
+def test_a_run_is_the_same_in_another_process() -> None:
+    command = [sys.executable, "-m", "tests.simulation", "--seed", "7", "--kind", "consensus", "--quiet"]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" s\n")[0].rpartition(",")[0]
+        for _ in range(2)
+    )
+    assert "ok, trace" in first
+    assert first == second
+
+
+def test_the_first_failure_stops_the_run_and_says_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def simulate(seed: int) -> kinds.Report:
+        shadow.require(seed != 3, "the third one is bad")
+        return _Report()
+
+    monkeypatch.setitem(kinds.KINDS, kinds.CLUSTER, simulate)
+    done: list[int] = []
+    failed = pool.run_jobs(
+        (kinds.Job(kinds.CLUSTER, seed) for seed in range(1, 1000)),
+        processes=2,
+        progress=lambda outcome: done.append(outcome.job.seed),
+    )
+    assert failed is not None
+    assert failed.failure == "Violation: the third one is bad"
+    assert failed.job.replay == "make simulate SEED=3 KIND=cluster"
+    assert len(done) < 20
+
+
+class _Report:
+    trace = ""
+    virtual_s = 1.0
+
+    def summary(self) -> str:
+        return ""
+
+
+def test_an_error_in_the_products_log_is_a_finding() -> None:
+    with pytest.raises(shadow.Violation, match="decider.failed"), alarm.armed():
+        alarm.ring("decider.failed")
