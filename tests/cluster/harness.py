@@ -20,7 +20,10 @@ from skep.cli import dev_cluster
 POLL_S = 0.1
 CONVERGE_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 90.0
-HEARTBEAT_PERIOD_NS = 1_000_000_000
+HEARTBEAT_S = 1.0  # a third of the time after which a silent node is down
+PATIENT_S = (
+    4.0  # for tests in which a daemon is killed and is to find its tasks as they were: a busy machine starts it late
+)
 Task = dict[str, Any]
 Node = dict[str, Any]
 
@@ -141,6 +144,7 @@ async def running_cluster(
     agents: int = 0,
     runtime: str = "process",
     docker_socket: str = "/nonexistent",
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> AsyncIterator[Cluster]:
     """A cluster that is ready, and stopped and swept afterwards. Daemons that die stay dead until `respawn`."""
     nodes, _ = dev_cluster.DevCluster.layout(directory / "c", managers=managers, agents=agents)
@@ -148,7 +152,8 @@ async def running_cluster(
         directory / "c", nodes, runtime=runtime, docker_socket=docker_socket, say=print, restart=False
     )
     try:
-        await cluster.start(fresh=True, init={"Spec": {"Dispatcher": {"HeartbeatPeriod": HEARTBEAT_PERIOD_NS}}})
+        period_ns = int(heartbeat_s * 1_000_000_000)
+        await cluster.start(fresh=True, init={"Spec": {"Dispatcher": {"HeartbeatPeriod": period_ns}}})
         await cluster.ready()
         yield Cluster(cluster)
     finally:

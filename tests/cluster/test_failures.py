@@ -49,7 +49,7 @@ def test_the_leader_dies_and_nothing_acknowledged_is_lost(tmp_path: pathlib.Path
 
 def test_a_killed_agent_adopts_its_tasks_when_it_is_back(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        async with harness.running_cluster(tmp_path, managers=1, agents=2) as cluster:
+        async with harness.running_cluster(tmp_path, managers=1, agents=2, heartbeat_s=harness.PATIENT_S) as cluster:
             await cluster.skep(*SERVICE)
             before = by_id(await cluster.converged("web", 6))
             victim = cluster.names[-1]
@@ -68,7 +68,7 @@ def test_a_killed_agent_adopts_its_tasks_when_it_is_back(tmp_path: pathlib.Path)
 
 def test_a_whole_cluster_that_was_killed_comes_back_with_its_tasks(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        async with harness.running_cluster(tmp_path) as cluster:
+        async with harness.running_cluster(tmp_path, heartbeat_s=harness.PATIENT_S) as cluster:
             await cluster.skep(*SERVICE)
             before = by_id(await cluster.converged("web", 6))
             for name in cluster.names:

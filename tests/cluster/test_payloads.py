@@ -18,7 +18,7 @@ def test_secrets_reach_the_tasks_and_nothing_else(tmp_path: pathlib.Path) -> Non
     async def main() -> None:
         (tmp_path / "secret").write_text("correct-horse-battery")
         (tmp_path / "config").write_text('for {{.Service.Name}}: {{secret "password"}}')
-        async with harness.running_cluster(tmp_path, managers=1, agents=1) as cluster:
+        async with harness.running_cluster(tmp_path, managers=1, agents=1, heartbeat_s=harness.PATIENT_S) as cluster:
             await cluster.skep("secret", "create", "db", str(tmp_path / "secret"))
             await cluster.skep("config", "create", "--template-driver", "golang", "app", str(tmp_path / "config"))
             await cluster.skep(

@@ -100,7 +100,7 @@ def flip(path: pathlib.Path, position: int) -> None:
 
 def test_a_damaged_log_costs_the_manager_part_only_and_says_the_way_out(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        async with harness.running_cluster(tmp_path) as cluster:
+        async with harness.running_cluster(tmp_path, heartbeat_s=harness.PATIENT_S) as cluster:
             await cluster.skep(*SERVICE)
             before = pids(await cluster.converged("web", 6))
             leader = await cluster.leader()
@@ -184,7 +184,7 @@ def small_disk(where: pathlib.Path, *, size: str) -> Iterator[None]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 def test_a_full_disk_makes_the_manager_step_aside_and_leaves_the_tasks_alone(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        async with harness.running_cluster(tmp_path / "x") as cluster:
+        async with harness.running_cluster(tmp_path / "x", heartbeat_s=harness.PATIENT_S) as cluster:
             await cluster.skep(*SERVICE)
             before = pids(await cluster.converged("web", 6))
             name = await cluster.leader()

@@ -35,7 +35,9 @@ def test_containers_live_through_what_their_cluster_lives_through(
     engine: conftest.Engine, tmp_path: pathlib.Path
 ) -> None:
     async def main() -> None:
-        async with harness.running_cluster(tmp_path, runtime="docker", docker_socket=str(engine.socket)) as cluster:
+        async with harness.running_cluster(
+            tmp_path, runtime="docker", docker_socket=str(engine.socket), heartbeat_s=2.0
+        ) as cluster:
             created = await cluster.skep(
                 "service", "create", "--name", "web", "--replicas", "6", "--publish", "mode=host,target=80",
                 "--restart-delay", "200ms", "--stop-grace-period", "1s", "--update-monitor", "500ms",
