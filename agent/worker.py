@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 BEGINNINGS_MAX = 32  # tasks prepared or started at the same time; more only makes each of them slower
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
-TIDY_S = 300.0  # between two looks whether the runtime's disk is too full
+TIDY_S = 300.0  # between two looks whether the disk is too full and whether there is what nobody has assigned
 RESTART_S = 5.0  # a driver that crashed is our fault; its task must not suffer for long
 
 Listener = Callable[[str, pb.TaskStatus], None]
@@ -41,6 +41,7 @@ class Worker:
         self._watching: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
+        self._compared = False  # whether the managers have said which tasks are all that belong here
         self._tools = driver.Tools(
             runtime=runtime,
             node=lambda: self._node,
@@ -117,6 +118,7 @@ class Worker:
                 self._forget(task_id)
             self._drop_unused_revisions()
         if assignments.full:
+            self._compared = True
             self._sweep_soon()
 
     def logs(self, task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
@@ -226,6 +228,8 @@ class Worker:
                 log.warning("worker.not_tidied", error=str(error))
             except Exception:
                 log.exception("worker.tidying_failed")
+            if self._compared:
+                self._sweep_soon()  # an engine may have said that it removed what it did not
 
     def _sweep_soon(self) -> None:
         if self._sweeping is not None:

@@ -133,7 +133,8 @@ def _ended(now: Situation) -> Step:
         return Step(now.state, Action.STOP)
     if now.desired != REMOVE:
         return Step(now.state, Action.WAIT)
-    return Step(now.state, Action.DONE if now.completed is Action.REMOVE else Action.REMOVE)
+    gone = now.completed is Action.REMOVE and now.observation.phase is base.Phase.ABSENT
+    return Step(now.state, Action.DONE if gone else Action.REMOVE)
 
 
 def _stopping(now: Situation) -> Step:

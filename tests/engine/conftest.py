@@ -1,4 +1,7 @@
-"""An engine for the tests of this folder: the one in SKEP_TEST_DOCKER_HOST, or one that the session starts itself."""
+"""An engine for the tests of this folder: the one in SKEP_TEST_DOCKER_HOST, or one that the session starts itself.
+
+SKEP_ENGINE=podman starts Podman's service in place of a Docker Engine; docs/podman.md says what it cannot do.
+"""
 
 import asyncio
 import contextlib
@@ -11,9 +14,10 @@ import pytest
 
 from agent.runtime import docker
 from skep import clock, ids
-from tests.engine import dockerd, registry
+from tests.engine import dockerd, podmand, registry
 
-HOST_VARIABLE, REQUIRED_VARIABLE = "SKEP_TEST_DOCKER_HOST", "SKEP_REQUIRE_ENGINE"
+HOST_VARIABLE, REQUIRED_VARIABLE, KIND_VARIABLE = "SKEP_TEST_DOCKER_HOST", "SKEP_REQUIRE_ENGINE", "SKEP_ENGINE"
+Own = dockerd.OwnDockerd | podmand.OwnPodman
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +25,10 @@ class Engine:
     """Where the tests' engine listens; `own` when the session started it and may restart it."""
 
     socket: pathlib.Path
-    own: dockerd.OwnDockerd | None
+    own: Own | None
     authority: registry.Authority | None = None  # trusted by the engine
 
-    def restartable(self) -> dockerd.OwnDockerd:
+    def restartable(self) -> Own:
         """The engine to crash and restart; skips the test where it is somebody else's."""
         if self.own is None:
             pytest.skip(f"the engine in {HOST_VARIABLE} is not ours to restart")
@@ -48,11 +52,13 @@ def engine() -> Iterator[Engine]:
         yield Engine(socket, None)
         dockerd.call(socket, "DELETE", f"/images/{dockerd.BUSYBOX_IMAGE}?force=1")
         return
-    if dockerd.missing():
-        if os.environ.get(REQUIRED_VARIABLE) == "1":
-            pytest.fail(f"{REQUIRED_VARIABLE}=1, but {dockerd.missing()}")
-        pytest.skip(f"no container engine: {dockerd.missing()}; {HOST_VARIABLE} may name one")
-    own = dockerd.OwnDockerd()
+    with_podman = os.environ.get(KIND_VARIABLE, "docker") == "podman"
+    missing = podmand.missing() if with_podman else dockerd.missing()
+    if missing:
+        if with_podman or os.environ.get(REQUIRED_VARIABLE) == "1":
+            pytest.fail(missing)
+        pytest.skip(f"no container engine: {missing}; {HOST_VARIABLE} may name one")
+    own: Own = podmand.OwnPodman() if with_podman else dockerd.OwnDockerd()
     authority = registry.Authority()
     own.trusted.write_bytes(authority.pem)
     try:

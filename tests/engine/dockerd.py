@@ -68,6 +68,23 @@ def call(engine: pathlib.Path, method: str, path: str, body: Any = None) -> Any:
     return json.loads(data) if data.strip().startswith((b"{", b"[")) and b"\n{" not in data.strip() else data
 
 
+def answers(engine: pathlib.Path) -> bool:
+    """Whether an engine does at this socket."""
+    try:
+        call(engine, "GET", "/_ping")
+    except (OSError, RuntimeError, http.client.HTTPException):
+        return False
+    return True
+
+
+def unmount(directory: pathlib.Path) -> None:
+    """Whatever is mounted below the directory."""
+    mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
+    ours = [line.split()[4] for line in mounts if line.split()[4].startswith(f"{directory}/")]
+    for target in reversed(ours):
+        subprocess.run(["umount", "-l", target], capture_output=True, check=False)
+
+
 def busybox_layer(*, mark: str = "") -> bytes:
     """A root file system with nothing but a static busybox and its applets; `mark` makes it another one."""
     binary = shutil.which("busybox", path="/bin:/usr/bin")
@@ -152,7 +169,7 @@ class OwnDockerd:
                 env={**os.environ, "PATH": SEARCH_PATH, "SSL_CERT_FILE": str(self.trusted)}, start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + START_S
-        while not self._answers():
+        while not answers(self.socket):
             if self._process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"dockerd did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
             time.sleep(LOOK_S)
@@ -222,18 +239,11 @@ class OwnDockerd:
         finally:
             self._process = None
             self._kill_remains()
-            self._unmount()
+            unmount(self.directory)
             self._remove_cgroups()
             if self.bridge:
                 subprocess.run(["ip", "link", "delete", self.bridge], capture_output=True, check=False)
             shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _answers(self) -> bool:
-        try:
-            call(self.socket, "GET", "/_ping")
-        except (OSError, RuntimeError, http.client.HTTPException):
-            return False
-        return True
 
     def _make_bridge(self) -> str:
         """A bridge with a free subnet of its own; ports are published by the engine's proxy, without iptables."""
@@ -300,9 +310,3 @@ class OwnDockerd:
                     path.rmdir()
             with contextlib.suppress(OSError):
                 root.rmdir()
-
-    def _unmount(self) -> None:
-        mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
-        ours = [line.split()[4] for line in mounts if line.split()[4].startswith(f"{self.directory}/")]
-        for target in reversed(ours):
-            subprocess.run(["umount", "-l", target], capture_output=True, check=False)
