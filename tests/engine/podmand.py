@@ -20,6 +20,7 @@ from tests.engine import dockerd
 
 START_S, STOP_S = 40.0, 20.0
 LOOK_S = 0.02
+PROCESSES = 32768
 
 
 def missing() -> str:
@@ -43,8 +44,12 @@ class OwnPodman:
         third = os.getpid() % 254 + 1
         self.address = f"10.232.{third}.1"
         self.bridge = self._name
+        # Podman's own defaults are higher than what a process without CAP_SYS_RESOURCE may give away; and it lowers
+        # its own number of processes to this one.
         files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        (self.directory / "containers.conf").write_text(f'[containers]\ndefault_ulimits = ["nofile={files}:{most}"]\n')
+        (self.directory / "containers.conf").write_text(
+            f'[containers]\ndefault_ulimits = ["nofile={files}:{most}", "nproc={PROCESSES}:{PROCESSES}"]\n'
+        )
         networks = self.directory / "networks"
         networks.mkdir()
         (networks / "87-podman.conflist").write_text(json.dumps({
