@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
 from agent import worker
 from agent.runtime import docker
+from agent.runtime.docker import client
 from agent.tasks import record
 from skep import clock, ids, pb
 from tests.agent.runtime import workloads
@@ -157,3 +159,55 @@ def test_ours_and_unknown_is_removed_and_strangers_are_not(node: conftest.Node) 
     finally:
         for each in strangers:
             dockerd.call(socket, "DELETE", f"/containers/{each}?force=1")
+
+
+def test_a_task_costs_the_engine_few_calls(node: conftest.Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(runtime: docker.DockerRuntime) -> None:
+        asked: list[str] = []
+        call = runtime._engine._call
+
+        async def counted(method: str, path: str, **options: Any) -> Any:
+            asked.append(f"{method} {path}")
+            return await call(method, path, **options)
+
+        monkeypatch.setattr(runtime._engine, "_call", counted)
+        async with working(node, runtime) as made:
+            first, second = new_id(), new_id()
+            made.assign(first, full=True)
+            await made.reach(first, "RUNNING")
+            asked.clear()
+            made.assign(second)
+            await made.reach(second, "RUNNING")
+            # Create, start, inspect; an event may come late and have it looked at once more.
+            assert 3 <= len(asked) <= 5, asked
+            asked.clear()
+            made.worker.apply(pb.Assignments(removed_tasks=[second]))
+            await workloads.until(runtime.list, lambda held: held == [first], what="the end of the container")
+            relevant = [each for each in asked if "/containers/json" not in each]
+            assert 2 <= len(relevant) <= 5, asked
+
+    node.run(body)
+
+
+def test_a_container_that_was_made_though_the_engine_broke_off_is_taken_up(
+    node: conftest.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(runtime: docker.DockerRuntime) -> None:
+        post = runtime._engine.post
+        broken: list[str] = []
+
+        async def breaking(path: str, **options: Any) -> Any:
+            answer = await post(path, **options)
+            if path == "/containers/create" and not broken:
+                broken.append(answer["Id"])
+                raise client.EngineAway("the container engine broke off")
+            return answer
+
+        monkeypatch.setattr(runtime._engine, "post", breaking)
+        async with working(node, runtime) as made:
+            task_id = new_id()
+            made.assign(task_id, full=True)
+            await made.reach(task_id, "RUNNING")
+            assert made.container(task_id)[0] == broken[0]
+
+    node.run(body)
