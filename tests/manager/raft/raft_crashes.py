@@ -20,7 +20,7 @@ from tests.manager.raft import raft_member, raft_processes
 WRITERS = 8
 WRITE_TIMEOUT_S = 3.0
 RETRY_S = 0.02
-PAYLOAD_BYTES_MAX = 3000
+PAYLOAD_BYTES_MAX = 1000
 UNDER_LOAD_S = 0.5  # up to that long before a kill, and while somebody is dead
 VICTIMS = (1, 1, 1, 2, 3)  # at once; one of these
 DIES_AGAIN = 0.25  # how often one is killed once more while it starts
