@@ -54,8 +54,13 @@ class Table(Generic[R]):
         old = self.rows.get(row_id)
         if old is None:
             for index, key in zip(self.indexes.values(), new_keys, strict=True):
-                if key is not None:
-                    index.setdefault(key, {})[row_id] = None
+                if key is None:
+                    continue
+                bucket = index.get(key)
+                if bucket is None:  # setdefault would make a dict for every row
+                    index[key] = {row_id: None}
+                else:
+                    bucket[row_id] = None
         else:
             old_keys = keys_of(old)
             if old_keys != new_keys:

@@ -7,6 +7,7 @@ when standard input ends. Parents use raft_processes.
 
 import asyncio
 import base64
+import functools
 import gc
 import hashlib
 import json
@@ -25,6 +26,7 @@ from tests.manager.raft import lossy_disk, raft_cluster
 COMMIT = "/member/commit"  # an encoded pb.Transaction to its index
 ASK = "/member/ask"  # JSON to JSON
 FILL_TASKS = 500  # in one transaction of `fill`
+ENTRIES_AT_ONCE = 200
 LOOK_S = 0.001
 GC_THRESHOLDS = (50_000, 20, 100)  # as in skepd
 Answer = dict[str, Any]
@@ -134,27 +136,21 @@ class Control:
 
     async def ask_entries(self, count: int) -> Answer:
         """Puts `count` entries of one small transaction each into the log, whatever could share one."""
+        for first in range(0, count, ENTRIES_AT_ONCE):
+            await self._entries([f"entry{number}" for number in range(first, min(first + ENTRIES_AT_ONCE, count))])
+        return {}
+
+    async def _entries(self, names: list[str]) -> None:
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        left = count
-
-        def applied(outcome: core.Outcome, _: Any) -> None:
-            nonlocal left
-            left -= 1
-            if outcome is not core.Outcome.DONE:
-                done.set_exception(errors.Unavailable("an entry was lost"))
-            elif left == 0:
-                done.set_result(None)
-
         raft, driver = self._manager.node._core, self._manager.node._driver
         assert raft is not None
         assert driver is not None
-        for number in range(count):
-            batch = pb.Batch(transactions=[pb.Transaction(ops=[task(f"entry{number}", "")]).SerializeToString()])
-            raft.propose(loop.time(), batch.SerializeToString(), applied)
+        ends: list[asyncio.Future[core.Outcome]] = [loop.create_future() for _ in names]
+        for name, end in zip(names, ends, strict=True):
+            batch = pb.Batch(transactions=[pb.Transaction(ops=[task(name, "")]).SerializeToString()])
+            raft.propose(loop.time(), batch.SerializeToString(), functools.partial(_end, end))
         driver.wake()
-        await done
-        return {}
+        assert set(await asyncio.gather(*ends)) == {core.Outcome.DONE}, "an entry was lost"
 
     async def ask_snapshot(self) -> Answer:
         """Takes a snapshot now; the longest stall meanwhile."""
@@ -198,6 +194,10 @@ class Control:
 
         await asyncio.gather(*(write() for _ in range(writers)))
         return {"took_s": took}
+
+
+def _end(future: asyncio.Future[core.Outcome], outcome: core.Outcome, _: Any) -> None:
+    future.set_result(outcome)
 
 
 def _digest(frozen: store.Frozen) -> str:
