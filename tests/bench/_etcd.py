@@ -40,7 +40,7 @@ async def running(root: pathlib.Path) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the leader of a fresh group of three, which is gone afterwards."""
     clients = [raft_processes.free_addr() for _ in range(3)]
     peers = [raft_processes.free_addr() for _ in range(3)]
-    together = ",".join(f"e{number}=http://{peer}" for number, peer in enumerate(peers))
+    together = ",".join(f"e{number}=https://{peer}" for number, peer in enumerate(peers))
     processes: list[asyncio.subprocess.Process] = []
     try:
         for number, (client, peer) in enumerate(zip(clients, peers, strict=True)):
@@ -48,7 +48,8 @@ async def running(root: pathlib.Path) -> AsyncIterator[grpc.aio.Channel]:
                 processes.append(await asyncio.create_subprocess_exec(
                     "etcd", "--name", f"e{number}", "--data-dir", str(root / f"etcd{number}"),
                     "--listen-client-urls", f"http://{client}", "--advertise-client-urls", f"http://{client}",
-                    "--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}",
+                    "--listen-peer-urls", f"https://{peer}", "--initial-advertise-peer-urls", f"https://{peer}",
+                    "--peer-auto-tls",
                     "--initial-cluster", together, "--log-level", "error", "--logger", "zap",
                     stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 ))  # fmt: skip

@@ -3,8 +3,8 @@
 Throughput and latency are measured twice. `raft.commits_per_s` and its like: writers in the leader's process, where
 skep's writers are (API, deciders, dispatcher). `raft.rpc_commits_per_s` and its like: one gRPC call a transaction from
 this process, as etcd is measured. Both are set beside etcd: the first is what skep gains from having its store within
-(nothing calls it from outside, one call at a time), the second is call for call. Our members talk TLS to each other,
-etcd's do not; the caller shares the machine's cores with the six daemons.
+(nothing calls it from outside, one call at a time), the second is call for call. Members talk TLS to each other, ours
+and etcd's; the caller shares the machine's cores with the six daemons.
 
 `make bench BENCH=raft`, or with the names of parts: writes, failover, elections, large.
 """
