@@ -96,14 +96,14 @@ class Driver:
 
     def apply(self, operations: Sequence[pb.Op]) -> None:
         """Commits one transaction of the caller's. Raises the store's refusal."""
-        self._commit(pb.Transaction(ops=operations, at=stamps.stamp(self.now)))
+        transaction = pb.Transaction(ops=operations, at=stamps.stamp(self.now))
+        (refusal,) = self.store.apply(self.store.index + 1, [transaction])
+        if refusal is not None:
+            raise refusal
 
     def _own(self, operations: Sequence[pb.Op]) -> None:
         """The same with operations that nobody else will look at again: they need no copy."""
-        self._commit(store.Local(operations, stamps.stamp(self.now)))
-
-    def _commit(self, transaction: store.Transaction) -> None:
-        (refusal,) = self.store.apply(self.store.index + 1, [transaction])
+        refusal = self.store.apply_local(operations, stamps.stamp(self.now))
         if refusal is not None:
             raise refusal
 

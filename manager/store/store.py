@@ -7,8 +7,7 @@ not seen.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
 
 from google.protobuf import timestamp_pb2
 
@@ -20,23 +19,6 @@ SCHEMAS: tuple[tables.Schema[tables.Row], ...] = (
     tables.CLUSTER, tables.NODE, tables.SERVICE, tables.REVISION, tables.TASK, tables.NETWORK, tables.SECRET,
     tables.CONFIG, tables.VOLUME,
 )  # type: ignore[assignment]  # fmt: skip
-
-
-class Transaction(Protocol):
-    """What can be applied: a pb.Transaction, or the like of it whose operations need not be copied first."""
-
-    @property
-    def ops(self) -> Iterable[pb.Op]: ...
-
-    @property
-    def at(self) -> timestamp_pb2.Timestamp: ...
-
-
-class Local(NamedTuple):
-    """A transaction that never travels. Its operations are applied as they are, and belong to the store then."""
-
-    ops: Sequence[pb.Op]
-    at: timestamp_pb2.Timestamp
 
 
 class Store:
@@ -91,7 +73,7 @@ class Store:
 
     # ---------------------------------------------------------------- writing
 
-    def apply(self, index: int, transactions: Iterable[Transaction]) -> list[errors.SkepError | None]:
+    def apply(self, index: int, transactions: Iterable[pb.Transaction]) -> list[errors.SkepError | None]:
         """Applies one Raft entry. For each transaction: None when it took effect, else why nothing of it did.
 
         Takes ownership of the objects in the transactions. Never raises for what a transaction says.
@@ -100,25 +82,37 @@ class Store:
             raise errors.Bug(f"entry {index} applied after {self.index}")
         self.index = index
         changes: list[watching.Change] = []
-        outcomes: list[errors.SkepError | None] = []
-        for transaction in transactions:
-            undo = len(changes)
-            refusal: errors.SkepError | None = None
-            at = transaction.at
-            for op in transaction.ops:
-                try:
-                    changes.append(self._apply_op(op, at))
-                except errors.SkepError as error:
-                    refusal = error
-                    self._roll_back(changes, undo)
-                    break
-            outcomes.append(refusal)
+        outcomes = [self._apply_one(transaction.ops, transaction.at, changes) for transaction in transactions]
+        self._tell(changes)
+        return outcomes
+
+    def apply_local(self, operations: Iterable[pb.Op], at: timestamp_pb2.Timestamp) -> errors.SkepError | None:
+        """One transaction that never travels, as the next entry: its operations become the store's without a copy."""
+        self.index += 1
+        changes: list[watching.Change] = []
+        refusal = self._apply_one(operations, at, changes)
+        self._tell(changes)
+        return refusal
+
+    def _tell(self, changes: list[watching.Change]) -> None:
         if self._guard is not None:
             self._guard.verify()
         if changes:
             for watcher in list(self._watches):
                 watcher.offer(changes)
-        return outcomes
+
+    def _apply_one(
+        self, operations: Iterable[pb.Op], at: timestamp_pb2.Timestamp, changes: list[watching.Change]
+    ) -> errors.SkepError | None:
+        """One transaction, whole or not at all; adds to `changes`, returns the refusal."""
+        undo = len(changes)
+        for op in operations:
+            try:
+                changes.append(self._apply_op(op, at))
+            except errors.SkepError as error:
+                self._roll_back(changes, undo)
+                return error
+        return None
 
     def _apply_op(self, op: pb.Op, at: timestamp_pb2.Timestamp) -> watching.Change:
         wrapped = op.object

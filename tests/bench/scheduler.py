@@ -36,7 +36,6 @@ class Bed:
 
     def __init__(self, nodes: int) -> None:
         self.store = store.Store()
-        self._index = 0
         self._ops: list[pb.Op] = []
         for number in range(nodes):
             self._node(number)
@@ -87,11 +86,9 @@ class Bed:
 
     def commit(self, ops: list[pb.Op] | None = None) -> None:
         """Applies what was created, or the operations of a plan."""
-        self._index += 1
-        transaction = store.Local(self._ops if ops is None else ops, stamps.stamp(NOW))
-        refusals = self.store.apply(self._index, [transaction])
-        if any(refusals):
-            raise AssertionError(refusals)
+        refusal = self.store.apply_local(self._ops if ops is None else ops, stamps.stamp(NOW))
+        if refusal is not None:
+            raise refusal
         if ops is None:
             self._ops = []
 
