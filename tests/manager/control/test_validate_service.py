@@ -111,6 +111,10 @@ REFUSED += [
     (spec(TaskTemplate__ContainerSpec={"Image": "i", "Mounts": [
         {"Type": "volume", "Source": "{{oops}}", "Target": "/a"}]}), "expanding mounts failed: {{oops}}"),
 ]  # fmt: skip
+REFUSED.append((
+    spec(**{C + "Mounts": [{"Type": "cluster", "Source": "v", "Target": "/a"}]}),
+    "TaskTemplate.ContainerSpec.Mounts[0].Type: expected one of bind, volume, tmpfs, got 'cluster'",
+))  # fmt: skip
 UNIMPLEMENTED: list[tuple[dict[str, Any], str]] = [
     (spec(EndpointSpec={"Ports": [{"TargetPort": 80, "PublishedPort": 8080}]}), PORTS),
     (spec(TaskTemplate__Networks=[{"Target": "n"}]), DEFERRED + "attaches services to networks (--network)"),

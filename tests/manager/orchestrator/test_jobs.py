@@ -211,6 +211,20 @@ def test_a_global_job_on_a_node_that_leaves_and_returns() -> None:
     assert w.running("sweep") == []
 
 
+def test_the_attempts_of_a_global_job_are_counted_on_each_node() -> None:
+    w = cluster("n1", "n2")
+    w.job_everywhere("sweep", policy(pb.RESTART_CONDITION_ANY, attempts=2))
+    w.go()
+    for _ in range(10):
+        for task in w.running("sweep"):
+            if task.node_id == "n1":
+                w.report(task.id, pb.TASK_STATE_FAILED)
+        w.go(for_s=60.0)
+    runs = [task for task in w.tasks("sweep") if task.node_id == "n1"]
+    assert [task.status.state for task in runs] == [pb.TASK_STATE_FAILED] * 3
+    assert w.spread("sweep") == {"n2": 1}
+
+
 def test_a_global_job_on_a_paused_node_goes_on_and_is_tried_again_only_afterwards() -> None:
     w = cluster("n1", "n2")
     w.job_everywhere("sweep")

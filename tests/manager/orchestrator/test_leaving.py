@@ -238,18 +238,20 @@ def test_a_drain_in_a_paused_update_brings_no_broken_version() -> None:
 
 
 @hypothesis.settings(deadline=None, max_examples=40, derandomize=True)
-@hypothesis.given(st.integers(0, 2**32), st.integers(1, 7), st.integers(0, 3), st.booleans())
+@hypothesis.given(st.integers(0, 2**32), st.integers(1, 7), st.integers(0, 3), st.booleans(), st.booleans())
 def test_drains_updates_and_scaling_never_cost_a_replica(
-    seed: int, replicas: int, parallelism: int, cancels: bool
+    seed: int, replicas: int, parallelism: int, cancels: bool, stop_first: bool
 ) -> None:
+    """Stop-first, an update may be short of as many as it replaces at a time; a drain by itself of none."""
     rng = random.Random(seed)
     w = cluster("n0", "n1", "n2", "n3")
-    how = pb.UpdateConfig(parallelism=parallelism, order=START_FIRST)
+    how = pb.UpdateConfig(parallelism=parallelism, order=pb.UPDATE_ORDER_STOP_FIRST if stop_first else START_FIRST)
+    least = replicas
     w.service("web", replicas, lambda spec: spec.update.CopyFrom(how))
     w.go()
 
     def check() -> None:
-        assert len(w.running("web")) >= replicas
+        assert len(w.running("web")) >= least
 
     w.check = check
     drained = rng.sample(["n0", "n1", "n2"], k=2)
@@ -257,6 +259,8 @@ def test_drains_updates_and_scaling_never_cost_a_replica(
     for step in range(300):
         w.decide()
         if step == 10:
+            if stop_first:
+                least = max(0, replicas - parallelism) if parallelism else 0
             w.deploy("web", "demo:2")
         if step == 20:
             w.drain(drained[1])

@@ -121,6 +121,18 @@ def test_a_finished_task_stays_finished_but_can_be_updated() -> None:
     assert w.status("web") == (pb.UPDATE_STATE_COMPLETED, "update completed")
 
 
+def test_a_rollback_starts_finished_slots_anew() -> None:
+    w = with_policy(condition=NONE)
+    w.deploy("web", "demo:2")
+    w.go(for_s=100.0)
+    w.report(w.running("web")[0].id, pb.TASK_STATE_COMPLETE)
+    w.go(for_s=100.0)
+    assert w.running("web") == []
+    w.roll_back("web")
+    w.go(for_s=100.0)
+    assert [task.revision_id for task in w.running("web")] == ["web@1"]
+
+
 def test_a_task_that_cannot_be_prepared_is_not_tried_in_a_tight_loop() -> None:
     w = world.World()
     w.node("n1")
