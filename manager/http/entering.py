@@ -25,7 +25,7 @@ async def inspect_task(call: messages.Call) -> messages.Response:
     """GET: the task as Docker shows it, and the last output of one that has failed."""
     view = call.context.manager.store.view()
     row = lookup.entered_task(view, call.params["id"])
-    shown = render.Tasks(view).render(row)
+    shown = render.Tasks(view, now=call.context.machine.clock.now()).render(row)
     shown["Status"]["LastOutput"] = row.status.last_output
     return messages.json_response(shown)
 

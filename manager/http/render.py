@@ -11,7 +11,7 @@ from manager.ca import authority
 from manager.control import defaults
 from manager.orchestrator import dirty, tasks
 from manager.store import views
-from skep import jsonmap, pb
+from skep import durations, jsonmap, pb, stamps
 from skep.security import keys
 
 Json = dict[str, Any]
@@ -20,6 +20,8 @@ Json = dict[str, Any]
 ADDR_POOL = ["10.0.0.0/8"]
 SUBNET_SIZE = 24
 DATA_PATH_PORT = 4789
+
+LOOP_MIN = 2  # failures in a row that are worth a word
 
 
 def service(view: views.View, row: pb.Service, *, with_defaults: bool = False, with_status: bool = False) -> Json:
@@ -73,8 +75,9 @@ def _service_status(view: views.View, row: pb.Service, spec: pb.ServiceSpec) -> 
 class Tasks:
     """Renders many tasks of one view; tasks of a revision share the rendering of their specification."""
 
-    def __init__(self, view: views.View) -> None:
+    def __init__(self, view: views.View, *, now: float) -> None:
         self._view = view
+        self._now = now
         self._specs: dict[str, Json] = {}
         self._comparisons: dict[str, dirty.Comparison] = {}
 
@@ -85,8 +88,20 @@ class Tasks:
             shown["Slot"] = row.slot - 1  # Docker's clients count the places of a job from 0
         shown["Labels"] = {}
         shown["Spec"] = self._spec(row.revision_id)
-        shown.setdefault("Status", {}).setdefault("PortStatus", {})
+        status = shown.setdefault("Status", {})
+        status.setdefault("PortStatus", {})
+        looping = self._crash_loop(row)
+        if looping:
+            status.setdefault("Err", looping)
         return shown
+
+    def _crash_loop(self, row: pb.Task) -> str:
+        """What its status says of a task that waits because those before it failed; its agent only says "prepared"."""
+        due = stamps.seconds(row.not_before)
+        waits = row.desired_state == pb.TASK_STATE_READY and not tasks.ended(row) and self._now < due
+        if not waits or row.failures < LOOP_MIN:
+            return ""
+        return f"failed {row.failures} times in a row, starts again in {durations.words(due - self._now)}"
 
     def up_to_date(self, row: pb.Task) -> bool:
         """Whether the task runs what its service asks for now, so that an update need not replace it."""

@@ -17,7 +17,7 @@ async def list_tasks(call: messages.Call) -> messages.Response:
     for word in wanted.get("desired-state", ()):
         if word not in states:
             raise errors.Invalid(f"Invalid desired-state filter: '{word}'")
-    renderer = render.Tasks(view)
+    renderer = render.Tasks(view, now=call.context.machine.clock.now())
     only_current = any(value.lower() not in ("false", "0") for value in wanted.get("_up-to-date", ()))
     return messages.json_response(
         [
@@ -61,7 +61,7 @@ def _service_labels(view: views.View, row: pb.Task) -> dict[str, str]:
 async def inspect_task(call: messages.Call) -> messages.Response:
     view = call.context.manager.store.view()
     row = lookup.task(view, call.params["id"])
-    shown = render.Tasks(view).render(row)
+    shown = render.Tasks(view, now=call.context.machine.clock.now()).render(row)
     if call.flag("lastOutput"):  # ours: Docker's clients see no more than Docker shows
         shown["Status"]["LastOutput"] = row.status.last_output
     return messages.json_response(shown)

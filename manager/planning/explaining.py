@@ -221,7 +221,8 @@ class Explainer:
         found: list[Wait] = []
         due = stamps.seconds(task.not_before)
         if due > self._now:
-            found.append(Wait(name, "its restart delay", due))
+            looping = f", after {task.failures} failures in a row" if task.failures > 1 else ""
+            found.append(Wait(name, f"its restart delay{looping}", due))
         for other in self._state.tasks.where("slot", tasks.slot_key(task)):
             if other.id != task.replaces or tasks.ended(other) or tasks.lost(self._state.nodes.get(other.node_id)):
                 continue

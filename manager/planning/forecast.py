@@ -142,7 +142,8 @@ def _annotate(forecast: Forecast, view: views.View) -> None:
         forecast.notes.append("this takes too long to work out in full: what is marked as held is not decided yet")
     unheard = sum(node.status.state == pb.NODE_STATE_UNKNOWN for node in view.nodes)
     if unheard:
-        forecast.notes.append(f"{unheard} nodes have not been heard from yet: they are counted as unusable")
+        nodes = "1 node has" if unheard == 1 else f"{unheard} nodes have"
+        forecast.notes.append(f"{nodes} not been heard from yet: no task is placed there")
 
 
 def _services_in(change: Sequence[pb.Op]) -> dict[str, None]:

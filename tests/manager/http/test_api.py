@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from manager.http import render
-from skep import jsonmap, pb
+from manager.store import ops
+from skep import jsonmap, pb, stamps
 from tests.manager.http import rigs
 
 HOST_PORT = {"TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}
@@ -330,6 +331,27 @@ def test_service_filters() -> None:
             ({"name": ["api"], "label": ["tier"]}, 1),
         ):
             assert len(await rig.get("/services", filters=wanted)) == found, wanted
+
+    rigs.run(work)
+
+
+def test_a_crash_loop_shows_as_such() -> None:
+    """While the next attempt waits, its agent says "prepared" and the one before says what it died of, once."""
+
+    async def work(rig: rigs.Rig) -> None:
+        await rig.create(rigs.spec(replicas=1))
+        await rig.machine.settle()
+        shown: list[str | None] = []
+        for failures in range(4):
+            stored = next(iter(rig.manager.store.view().tasks))
+            waiting = pb.Task()
+            waiting.CopyFrom(stored)
+            waiting.id, waiting.failures = f"t{failures}", failures
+            waiting.status.state, waiting.desired_state = pb.TASK_STATE_READY, pb.TASK_STATE_READY
+            waiting.not_before.CopyFrom(stamps.stamp(rig.machine.clock.now() + 40.0))
+            await rig.manager.committer.commit([ops.create(waiting)])
+            shown.append((await rig.get(f"/tasks/t{failures}"))["Status"].get("Err"))
+        assert shown == [None, None] + [f"failed {n} times in a row, starts again in 40 s" for n in (2, 3)]
 
     rigs.run(work)
 
