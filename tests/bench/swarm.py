@@ -27,7 +27,7 @@ Range = tuple[float, float]
 def say(figure: str, value: float, unit: str, *, swarmkit: Range | None = None) -> None:
     """One figure, and its ratio to SwarmKit's range."""
     print(f"{figure}: {value:.3f} {unit}", flush=True)
-    if swarmkit is not None:
+    if swarmkit is not None:  # of a rate the higher is the better, of everything else the lower
         low, high = swarmkit
         ratios = sorted([value / low, value / high])
         print(f"{figure}.vs_swarmkit: {ratios[0]:.2f}-{ratios[1]:.2f} times ({low}-{high} {unit})", flush=True)
@@ -164,6 +164,7 @@ async def creates_3m() -> None:
 
 
 async def _creates(swarm: _swarm.Swarm, suffix: str, one: Range, many: Range, *, replicas: int) -> None:
+    before = await swarm.tasks_on_agents()
     for at_once, range_ in ((1, one), (16, many)):
         meter = Meter(swarm)
         prefix = f"s{suffix.replace('.', '-')}-{at_once}"
@@ -176,8 +177,8 @@ async def _creates(swarm: _swarm.Swarm, suffix: str, one: Range, many: Range, *,
         figure = f"swarm.creates_per_s{suffix}.{at_once}"
         say(figure, len(names) / meter.wall_s(), "/s", swarmkit=range_)
         say(f"{figure}.p50_ms", statistics.median(each for share in times for each in share) * 1e3, "ms")
-        for name in names if replicas else ():
-            await swarm.running(name, replicas)
+        before += len(names) * replicas
+        await swarm.on_agents(before)
         say(f"{figure}.cpu_ms_each", meter.manager_cpu_s() / len(names) * 1e3, "ms")
 
 
@@ -212,11 +213,7 @@ async def lost_agent() -> None:
         held = (await alone.ask("count"))["tasks"]
         meter = Meter(swarm)
         await swarm.lose(alone)
-
-        async def elsewhere() -> bool:
-            return await swarm.tasks_on_agents() == 100
-
-        await swarm.until(elsewhere)
+        await swarm.on_agents(100)
         await swarm.running("web", 100)
         say("swarm.lost_agent_s", meter.wall_s(), "s", swarmkit=(15.9, 17.9))
         say("swarm.lost_agent_tasks", held, "tasks")
