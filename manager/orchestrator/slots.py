@@ -92,11 +92,12 @@ def _over(now: turn.Turn, task: pb.Task) -> bool:
 def by_worth(slots: Iterable[Slot]) -> list[Slot]:
     """The slots in the order in which to keep them: the end of the list goes first.
 
-    Slots are numbered on each node; those with low numbers stay, so the fullest nodes give first. What has no node,
-    no task that can run, more than one, or one that has to move, is worth least.
+    What runs is worth more than what does not yet, in whatever transition it is. Then slots are numbered on each node;
+    those with low numbers stay, so the fullest nodes give first. What has no node, no task that can run, more than one,
+    or one that has to move, is worth least among its like.
     """
     on_node: dict[str, int] = {}
-    ranks: list[tuple[bool, int, bool, int, Slot]] = []
+    ranks: list[tuple[bool, bool, int, int, Slot]] = []
     for slot in sorted(slots, key=lambda slot: (not slot.running, slot.number)):
         settled = len(slot.live) == 1 and not slot.broken and not slot.leaving and bool(slot.live[0].node_id)
         ordinal = 0
@@ -104,5 +105,5 @@ def by_worth(slots: Iterable[Slot]) -> list[Slot]:
             node_id = slot.live[0].node_id
             ordinal = on_node.get(node_id, 0)
             on_node[node_id] = ordinal + 1
-        ranks.append((not settled, ordinal, not slot.running, slot.number, slot))
+        ranks.append((not slot.running, not settled, ordinal, slot.number, slot))
     return [rank[-1] for rank in sorted(ranks, key=lambda rank: rank[:-1])]

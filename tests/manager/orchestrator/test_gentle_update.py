@@ -208,3 +208,21 @@ def test_a_successor_that_is_superseded_is_stopped_in_the_same_breath() -> None:
     for _ in range(2):  # the update begins, the successor is created
         w.write(*services.decide(w.view, w.clock.now(), w.rng, None).ops)
     assert [task.revision_id for task in w.wished("web")] == ["web@1", "web@3"]
+
+
+def test_scaling_down_in_the_middle_of_an_update_keeps_what_runs() -> None:
+    w = cluster("n1", "n2", "n3")
+    w.service("web", 2, lambda spec: spec.update.CopyFrom(pb.UpdateConfig(parallelism=2, order=START_FIRST)))
+    w.go()
+
+    def both(spec: pb.ServiceSpec) -> None:
+        spec.mode.replicated.replicas = 3
+        spec.task.container.image = "demo:2"
+
+    w.update("web", both)
+    w.decide()  # slots 1 and 2 have two tasks now, slot 3 has one that does not run yet
+    least = lowest(w)
+    w.scale("web", 1)
+    w.go(for_s=200.0)
+    assert least() == 1
+    assert len(w.running("web")) == 1

@@ -104,7 +104,7 @@ def test_slots_by_worth_is_a_table() -> None:
         ([slot(1, ("a", run)), slot(2, ("a", run)), slot(3, ("b", run))], [1, 3, 2]),
         ([slot(1, ("a", prepare)), slot(2, ("a", run))], [2, 1]),
         ([slot(1, ("", pb.TASK_STATE_PENDING)), slot(2, ("a", run))], [2, 1]),
-        ([slot(1, ("a", run), ("b", run)), slot(2, ("a", run)), slot(3, ("a", prepare))], [2, 3, 1]),
+        ([slot(1, ("a", run), ("b", run)), slot(2, ("a", run)), slot(3, ("a", prepare))], [2, 1, 3]),
         ([slot(2, ("a", run)), slot(1, ("b", run))], [1, 2]),
     ]
     for given, expected in table:
