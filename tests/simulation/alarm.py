@@ -60,10 +60,10 @@ def ring(words: str) -> None:
 
 def _collect(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     del logger
-    if method in _SEVERE and event["event"] not in EXPECTED:
-        error = event.get("exc_info")
-        if error is True:
-            error = sys.exc_info()[1]
+    error = event.get("exc_info")
+    if error is True:
+        error = sys.exc_info()[1]
+    if method in _SEVERE and (event["event"] not in EXPECTED or isinstance(error, shadow.Violation)):
         words = " ".join(f"{key}={value}" for key, value in event.items() if key not in {"event", "exc_info"})
         if isinstance(error, shadow.Violation):
             words = str(error)  # a checker's, out of a loop that thinks it is its own

@@ -52,5 +52,5 @@ class _Report:
 
 
 def test_an_error_in_the_products_log_is_a_finding() -> None:
-    with pytest.raises(shadow.Violation, match="decider.failed"), alarm.armed():
+    with pytest.raises(shadow.Violation, match=r"decider\.failed"), alarm.armed():
         alarm.ring("decider.failed")

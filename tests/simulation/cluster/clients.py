@@ -9,17 +9,11 @@ from typing import Any
 
 from manager.control import control
 from manager.http import messages
-from skep import stamps
 from tests.simulation import shadow
-from tests.simulation.cluster import linearizable, machine
+from tests.simulation.cluster import linearizable, machine, wishes
 
 ANSWER_WITHIN_S = 60.0  # virtual; nobody hangs, whatever happens
-SERVICES = ("svc-a", "svc-b", "svc-c", "svc-d", "svc-e")
-START_FIRST = ("svc-b", "svc-d")
-GLOBAL = ("svc-d",)
-JOBS = ("svc-e",)
-GOOD = ("app:1", "app:2", "app:3")
-BAD = ("missing:1", "crashing:1", "slow:1", "ending:1")
+REMOVE_NODE = 0.3
 DONE = (200, 201)
 
 
@@ -50,13 +44,13 @@ class Clients:
 
     def __init__(self, site: machine.Site, rng: random.Random) -> None:
         self._site = site
+        self.wishes = wishes.Wishes(rng, calm=site.calm)
         self._rng = rng
         self.histories: dict[str, list[linearizable.Operation[linearizable.Event]]] = {}
         self.running = True
         self.answers: dict[int, int] = {}
         self._values = 0
         self._pause_s = rng.choice((0.4, 1.0, 2.0))
-        self._bad = rng.choice((0.0, 0.1, 0.4))
 
     # ---------------------------------------------------------------- requests
 
@@ -84,6 +78,12 @@ class Clients:
             shadow.require("internal error" not in decoded["message"], f"{method} {target}: {decoded}")
         return Answer(response.status, decoded)
 
+    def fell_back(self, name: str, value: str) -> None:
+        """A service has gone back to an earlier specification by itself, just now."""
+        now = asyncio.get_running_loop().time()
+        event = linearizable.Event("fell", value)
+        self.histories.setdefault(name, []).append(linearizable.Operation(now, now, event))
+
     def _note(self, key: str, called_at: float, event: linearizable.Event, *, unknown: bool = False) -> None:
         answered_at = math.inf if unknown else asyncio.get_running_loop().time()
         self.histories.setdefault(key, []).append(linearizable.Operation(called_at, answered_at, event))
@@ -104,17 +104,17 @@ class Clients:
                 await self._services()
 
     async def _services(self) -> None:
-        name = self._rng.choice(SERVICES)
+        name = self._rng.choice(self.wishes.names)
         seen = await self.read(name)
         if seen is None:
             if self._rng.random() < 0.7:
-                await self.create(name, self.spec(name))
+                await self.create(name, self.wishes.spec(name))
             return
         action = self._rng.random()
         if action < 0.45:
-            await self.change(name, seen, self.spec(name))
+            await self.change(name, seen, self.wishes.spec(name))
         elif action < 0.6:
-            await self.change(name, seen, self._scaled(seen))
+            await self.change(name, seen, self.wishes.scaled(name, seen.spec))
         elif action < 0.75:
             await self.roll_back(name, seen)
         elif action < 0.85:
@@ -125,8 +125,12 @@ class Clients:
         name = nodes[self._rng.randrange(len(nodes))]
         seen = await self.read(name, kind="nodes")
         if seen is not None and self._rng.random() < 0.7:
-            wish = self._rng.choice(("active", "active", "active", "drain", "drain", "pause"))
-            await self.change(name, seen, {**seen.spec, "Availability": wish}, kind="nodes")
+            await self.change(name, seen, self.wishes.node(seen.spec), kind="nodes")
+        elif seen is not None and self._may_go(name) and self._rng.random() < REMOVE_NODE:
+            await self.remove(name, kind="nodes")
+
+    def _may_go(self, name: str) -> bool:
+        return not self._site.calm and name not in self._site.managers
 
     async def read(self, name: str, *, kind: str = "services") -> Seen | None:
         """The object as it is; None when it is not there, or not to be had."""
@@ -183,10 +187,10 @@ class Clients:
             _require_known(answer, body)
         return answer.status in DONE
 
-    async def remove(self, name: str) -> None:
-        """Removes a service."""
+    async def remove(self, name: str, *, kind: str = "services") -> None:
+        """Removes a service, or a node whatever its state."""
         called_at = asyncio.get_running_loop().time()
-        answer = await self.ask("DELETE", f"/services/{name}")
+        answer = await self.ask("DELETE", f"/{kind}/{name}{'?force=1' if kind == 'nodes' else ''}")
         if answer is None:
             return
         if answer.status in DONE or answer.unknown:
@@ -195,48 +199,6 @@ class Clients:
             self._note(name, called_at, linearizable.Event("missing"))
         else:
             _require_known(answer, name)
-
-    # ---------------------------------------------------------------- what they ask for
-
-    def spec(self, name: str, *, good: bool = False) -> dict[str, Any]:
-        """A specification; with `good` one that comes true when nothing is broken."""
-        rng = self._rng
-        image = rng.choice(BAD) if not good and rng.random() < self._bad else rng.choice(GOOD)
-        condition = "any" if good else rng.choice(("any", "any", "any", "on-failure", "none"))
-        restart: dict[str, Any] = {"Condition": condition, "Delay": _ns(rng.choice((0.0, 0.5, 2.0)))}
-        if not good and rng.random() < 0.3:
-            restart["MaxAttempts"] = rng.randrange(1, 3)
-        spec: dict[str, Any] = {"Name": name, "Labels": {}, "TaskTemplate": {
-            "ContainerSpec": {"Image": image, "StopGracePeriod": _ns(rng.choice((0.5, 2.0, 5.0)))},
-            "RestartPolicy": restart, "ForceUpdate": rng.randrange(1000),
-        }}  # fmt: skip
-        if name in JOBS:
-            spec["TaskTemplate"]["ContainerSpec"]["Image"] = "ending:1"
-            restart["Condition"] = "on-failure"
-            spec["Mode"] = {"ReplicatedJob": {"MaxConcurrent": rng.randrange(1, 3), "TotalCompletions": 3}}
-            return spec
-        spec["UpdateConfig"] = self._update(name, good=good)
-        spec["RollbackConfig"] = self._update(name, good=good)
-        spec["Mode"] = {"Global": {}} if name in GLOBAL else {"Replicated": {"Replicas": self._replicas()}}
-        return spec
-
-    def _update(self, name: str, *, good: bool) -> dict[str, Any]:
-        rng = self._rng
-        return {
-            "Parallelism": rng.randrange(3), "Delay": _ns(rng.choice((0.0, 0.0, 1.0))),
-            "Monitor": _ns(rng.choice((0.5, 2.0))),
-            "FailureAction": "continue" if good else rng.choice(("continue", "pause")),
-            "Order": "start-first" if name in START_FIRST else "stop-first",
-        }  # fmt: skip
-
-    def _replicas(self) -> int:
-        return self._rng.choice((0, 1, 1, 2, 2, 3, 4, 6))
-
-    def _scaled(self, seen: Seen) -> dict[str, Any]:
-        spec: dict[str, Any] = json.loads(json.dumps(seen.spec))
-        if "Replicated" in spec["Mode"]:
-            spec["Mode"]["Replicated"]["Replicas"] = self._replicas()
-        return spec
 
 
 def _require_known(answer: Answer, asked: Any) -> None:
@@ -249,7 +211,3 @@ def _require_known(answer: Answer, asked: Any) -> None:
 
 def _labelled(spec: dict[str, Any], value: str) -> dict[str, Any]:
     return {**spec, "Labels": {**spec.get("Labels", {}), "v": value}}
-
-
-def _ns(seconds: float) -> int:
-    return stamps.to_nanos(seconds)

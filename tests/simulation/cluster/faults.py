@@ -11,6 +11,7 @@ from skep import errors
 from tests.simulation import shadow
 from tests.simulation.cluster import machine
 
+MACHINES_MAX = 10
 DOWN_S = 6.0  # of a machine or daemon, at most; longer than a short heartbeat's patience
 Action = Callable[[], Awaitable[None]]
 
@@ -34,7 +35,8 @@ class Faults:
                 (self._partition, 3), (self._cut_one_way, 3), (self._isolate_leader, 3), (self._isolate_one, 3),
                 (self._reset, 2), (self._slow_link, 2), (self._stall_disk, 2), (self._snapshot, 2),
                 (self._transfer, 2), (self._jump_clock, 2), (self._hang_engine, 2), (self._slow_engine, 2),
-                (self._crash_task, 4), (self._save_record, 2),
+                (self._crash_task, 4), (self._save_record, 2), (self._unreliable_engine, 3), (self._lose_for_good, 1),
+                (self._join, 2),
             )
             if rng.random() < 0.5
         ]  # fmt: skip
@@ -46,6 +48,8 @@ class Faults:
         """One fault after the other."""
         while self.running:
             await asyncio.sleep(self._rng.uniform(0, self._pause_s))
+            if self._site.calm:
+                continue
             (action,) = self._rng.choices([each for each, _ in self._actions], [weight for _, weight in self._actions])
             name = getattr(action, "__name__", "")
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -85,8 +89,27 @@ class Faults:
 
     async def _restart(self, victim: machine.Machine, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        if not victim.alive:
+        if not victim.alive and not victim.lost:
             victim.start()
+
+    async def _lose_for_good(self) -> None:
+        """A worker dies and never comes back; its node object is somebody's to remove."""
+        workers = [each for each in self._site.machines.values() if not each.manages and not each.lost]
+        if len(workers) > 1:
+            victim = workers[self._rng.randrange(len(workers))]
+            victim.lost = True
+            await victim.kill(power=True)
+
+    async def _join(self) -> None:
+        """A new machine: the certificate authority makes its node, then its agent comes."""
+        leader = self.leader()
+        daemon = self._site.machines[leader.node_id].daemon if leader is not None else None
+        if leader is not None and daemon is not None and len(self._site.machines) < MACHINES_MAX:
+            joining = self._site.join()
+            joining.engine.behaviours.update(_behaviours(self._rng))
+            joining.lost = True  # until it is certain that it is admitted
+            asking = daemon.spawn(self._site.admit(leader, joining.name))
+            self._restarts.append(asyncio.get_running_loop().create_task(_admitted(asking, joining)))
 
     async def _crash_at_operation(self) -> None:
         victim = self._some(manages=True)
@@ -139,7 +162,7 @@ class Faults:
         self._site.network.heal()
         for each in self._site.machines.values():
             each.offload.stall_s = 0.0
-            each.engine.resume()
+            each.engine.calm_down()
 
     async def _slow_link(self) -> None:
         if (victim := self._some(alive=False)) is not None:
@@ -171,6 +194,12 @@ class Faults:
     async def _hang_engine(self) -> None:
         if (victim := self._some(alive=False)) is not None:
             victim.engine.hang()
+            for task_id in victim.engine.running():  # nobody can stop them
+                self._site.running.lied_about[task_id] = None
+
+    async def _unreliable_engine(self) -> None:
+        if (victim := self._some(alive=False)) is not None:
+            victim.engine.unreliable = self._rng.choice((0.05, 0.2, 0.5))
 
     async def _slow_engine(self) -> None:
         if (victim := self._some(alive=False)) is not None:
@@ -199,8 +228,15 @@ class Faults:
             each.handle.crash_in = None
             if each.failure and each.alive:
                 await each.kill(power=True)
-            if not each.alive:
+            if not each.alive and not each.lost:
                 each.start()
+
+
+async def _admitted(asking: "asyncio.Task[None]", joining: machine.Machine) -> None:
+    await asyncio.wait([asking])
+    if not asking.cancelled() and asking.exception() is None:
+        joining.lost = False
+        joining.start()
 
 
 async def _attempt(leader: node.RaftNode) -> None:

@@ -6,7 +6,7 @@ for the first time is judged: version checks, tasks that only move forward, node
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from typing_extensions import override
@@ -73,6 +73,11 @@ class Ledger:
         self.entries = 0
         self.transactions = 0
         self.refused = 0
+        self.fell_back: Callable[[str, str], None] = lambda name, revision_id: None  # a service did, by itself
+        self.changed: Callable[[], None] = lambda: None  # called after every entry
+        self._of_service: dict[str, dict[str, None]] = {}
+        self._on_node: dict[str, dict[str, None]] = {}
+        self._assigned: list[pb.Task] = []  # by the entry that is being looked at
         self._digests: dict[int, tuple[str, int]] = {}
         self._decided_on: dict[str, int] = {}  # task -> index of the view on which it was assigned
         self._takes: dict[str, list[tuple[int, bool]]] = {}  # node -> since which index it takes tasks, or not
@@ -84,6 +89,14 @@ class Ledger:
     def get(self, kind: str, row_id: str) -> Any:
         """An agreed object, or None."""
         return self.objects.get((kind, row_id))
+
+    def of_service(self, service_id: str) -> list[pb.Task]:
+        """The agreed tasks of a service."""
+        return [self.objects["task", task_id] for task_id in self._of_service.get(service_id, ())]
+
+    def on_node(self, node_id: str) -> list[pb.Task]:
+        """The agreed tasks on a node."""
+        return [self.objects["task", task_id] for task_id in self._on_node.get(node_id, ())]
 
     # ---------------------------------------------------------------- replicas
 
@@ -115,6 +128,10 @@ class Ledger:
                 shadow.require(known is not None, f"{change.kind} {change.id} changed at {index}, but was not there")
                 shadow.require(_version(known) == old, f"{change.kind} {change.id} is not what it was at {index}")
             self._change(index, change)
+        for task in self._assigned:
+            self._check_room(index, task)
+        self._assigned.clear()
+        self.changed()
 
     def _check_versions(self, name: str, index: int, transaction: pb.Transaction, touched: dict[Key, None]) -> None:
         """A transaction took effect: everything that it was decided on was still so."""
@@ -142,8 +159,14 @@ class Ledger:
             self.objects.pop(key, None)
         else:
             self.objects[key] = change.new
+        if change.kind == "task":
+            self._file(change.old, change.new)
         if change.kind == "node":
             self._node_changed(index, change.id, change.new)
+        elif change.kind == "service" and isinstance(change.new, pb.Service):
+            now, before = change.new.update_status, getattr(change.old, "update_status", pb.UpdateStatus())
+            if now != before and now.message.startswith("update rolled back"):
+                self.fell_back(change.new.name, change.new.revision_id)
         elif change.kind == "task" and isinstance(change.new, pb.Task):
             self._task_changed(index, change.old if isinstance(change.old, pb.Task) else None, change.new)
 
@@ -155,20 +178,20 @@ class Ledger:
         )
         self._takes.setdefault(node_id, []).append((index, takes))
         if node is None or node.status.state == pb.NODE_STATE_DOWN:
-            for task in self.rows("task"):
-                if task.node_id == node_id:
-                    self._write_off(task)
+            for task in self.on_node(node_id):
+                self._write_off(task)
 
     def _task_changed(self, index: int, old: pb.Task | None, new: pb.Task) -> None:
         if old is not None:
             forward = new.status.state >= old.status.state and new.desired_state >= old.desired_state
-            shadow.require(forward, f"task {new.id} went back at {index}: {_states(old)} -> {_states(new)}")
+            shadow.require(forward, f"task {new.id} went back at {index}: {states(old)} -> {states(new)}")
             moved = old.node_id and new.node_id != old.node_id
             shadow.require(not moved, f"task {new.id} moved from node {old.node_id} to {new.node_id} at {index}")
             if old.desired_state < pb.TASK_STATE_RUNNING <= new.desired_state:
                 self.started_at[new.id] = stamps.seconds(new.updated_at)
             if old.status.state < pb.TASK_STATE_ASSIGNED == new.status.state:
                 self._check_assignment(index, new)
+                self._assigned.append(new)
         node = self.get("node", new.node_id)
         if new.node_id and (node is None or node.status.state == pb.NODE_STATE_DOWN):
             self._write_off(new)
@@ -190,6 +213,33 @@ class Ledger:
             if since <= (decided or 0):
                 takes = able
         shadow.require(takes, f"task {task.id} was put on node {task.node_id}, which takes none (entry {index})")
+
+    def _check_room(self, index: int, task: pb.Task) -> None:
+        """The node has what all its tasks were promised, no port twice, and no more of the service than it may."""
+        node = self.get("node", task.node_id)
+        if node is None:
+            return  # deleted meanwhile
+        memory_bytes, ports, alike = 0, [], 0
+        for other in self.on_node(task.node_id):
+            if not pb.TASK_STATE_ASSIGNED <= other.status.state <= pb.TASK_STATE_RUNNING:
+                continue
+            spec = self.get("revision", other.revision_id).spec
+            memory_bytes += spec.task.resources.reservations.memory_bytes
+            ports += [port.published_port for port in spec.endpoint.ports if port.publish_mode == pb.PUBLISH_MODE_HOST]
+            alike += other.service_id == task.service_id and other.desired_state <= pb.TASK_STATE_COMPLETE
+        where = f"with task {task.id} ({task.service_name}) on node {node.id} at {index}"
+        have_bytes = node.description.resources.memory_bytes
+        shadow.require(memory_bytes <= have_bytes, f"{memory_bytes} bytes of {have_bytes} are promised {where}")
+        shadow.require(len(ports) == len(set(ports)), f"a host port is taken twice {where}")
+        most = self.get("revision", task.revision_id).spec.task.placement.max_replicas
+        shadow.require(not most or alike <= most, f"{alike} tasks of a service that may have {most} a node {where}")
+
+    def _file(self, old: Any, new: Any) -> None:
+        for table, key in ((self._of_service, "service_id"), (self._on_node, "node_id")):
+            if old is not None:
+                table.get(getattr(old, key), {}).pop(old.id, None)
+            if new is not None:
+                table.setdefault(getattr(new, key), {})[new.id] = None
 
     # ---------------------------------------------------------------- deciders
 
@@ -223,14 +273,6 @@ def _version(row: Any) -> int:
     return 0 if row is None else int(row.version.index)
 
 
-def _states(task: pb.Task) -> str:
+def states(task: pb.Task) -> str:
+    """What is and what is wished, in words."""
     return f"{pb.TaskState.Name(task.status.state)} wished {pb.TaskState.Name(task.desired_state)}"
-
-
-def by_slot(ledger: Ledger, service_id: str) -> Mapping[int, list[pb.Task]]:
-    """The agreed tasks of a service by slot, oldest first."""
-    found: dict[int, list[pb.Task]] = {}
-    for task in ledger.rows("task"):
-        if task.service_id == service_id:
-            found.setdefault(task.slot, []).append(task)
-    return found

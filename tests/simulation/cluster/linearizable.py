@@ -91,8 +91,9 @@ def _next(ordered: Sequence[Operation[E]], placed: int) -> list[int]:
 class Event:
     """Something done to a named object that is absent, or holds a value and the one before it.
 
-    kind: create, read, change, back (to the value before), remove, exists (a creation was refused because it is
-    there), missing (anything was refused because it is not). `expected` is the value that a change was based on; None
+    kind: create, read, change, back (to the value before), fell (to any earlier value, and there is no way back),
+    remove, exists (a creation was refused because it is there), missing (anything was refused because it is not).
+    `expected` is the value that a change was based on; None
     for a removal, which asks for no version.
     """
 
@@ -130,6 +131,8 @@ def register(state: Register, event: Event) -> tuple[Register] | None:
             return (state,) if state.value == event.value else None
         case "remove":
             return (None,)
+        case "fell":
+            return (Held(event.value),)
         case "change":
             return (Held(event.value, state.value),) if state.value == event.expected else None
         case "back":

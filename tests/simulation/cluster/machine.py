@@ -20,15 +20,17 @@ from manager import loops, plan
 from manager.dispatcher import channels, dispatcher, logs
 from manager.http import api, backend, forward, messages
 from manager.raft import config, memory_transport, node
-from manager.store import commit
+from manager.store import commit, ops
 from skep import errors, ids, link, pb
 from skep.daemon import leading, manager_part, settings
 from skep.security import identity as identities
 from tests import virtual_time
 from tests.simulation import managers, memory_disk, shadow
-from tests.simulation.cluster import ledger, network, process, running
+from tests.simulation.cluster import engine as engines
+from tests.simulation.cluster import ledger, network, process, running, timing
 
 CLUSTER_ID = "cluster"
+FOUNDED = "founded"  # a node's first version
 NEVER = pathlib.Path("/nonexistent")  # no file system is touched
 PATIENCE_S = 4.0  # of the API with the election of a leader
 
@@ -55,13 +57,35 @@ class Site:
     checker: shadow.Checker
     running: running.Running
     managers: dict[str, str]  # addresses by name; the first of them founds the cluster
+    calm: bool  # nothing goes wrong but what users ask for
+    drift: float  # by how much a clock may be too fast or too slow
     checking: bool  # stores look for objects that were changed in place
     machines: "dict[str, Machine]" = dataclasses.field(default_factory=dict)
+
+    def version_of(self, revision_id: str) -> str:
+        """The label that users tell a service's specifications apart by."""
+        return str(self.ledger.get("revision", revision_id).spec.labels["v"])
+
+    def join(self) -> "Machine":
+        """One more worker, not started yet."""
+        joining = Machine(f"n{len(self.machines)}", self, manages=False)
+        joining.joined_at = asyncio.get_running_loop().time()
+        return joining
+
+    async def admit(self, leader: node.RaftNode, name: str) -> None:
+        """Makes the node of a machine that joins, as the certificate authority does."""
+        await leader.commit([node_of(name, pb.NODE_ROLE_WORKER)])
 
     @property
     def founder(self) -> str:
         """The machine that the cluster begins with."""
         return next(iter(self.managers))
+
+
+def node_of(name: str, role: pb.NodeRole.ValueType) -> pb.Op:
+    """A new node, as joining makes it. Its label `v` tells its specifications apart."""
+    wish = pb.NodeSpec(role=role, availability=pb.NODE_AVAILABILITY_ACTIVE, labels={"v": FOUNDED, "zone": "a"})
+    return ops.create(pb.Node(id=name, spec=wish, role=role))
 
 
 class SimulatedManager(manager_part.ManagerPart):
@@ -186,9 +210,19 @@ class Machine:
         self.disk = memory_disk.MemoryDisk(random.Random(f"{site.seed} {name} disk"))
         self.handle = self.disk.handle()
         self.offload = managers.SlowDisk(random.Random(f"{site.seed} {name} offload"))
-        self.engine = running.WatchedRuntime(
-            site.running, node_id=name, clock=self.clock, rng=random.Random(f"{site.seed} {name} engine")
+        chance = random.Random(f"{site.seed} {name} rate")
+        self.rate = 1.0 + chance.uniform(-site.drift, site.drift)
+        self.engine = engines.Engine(
+            site.running,
+            moods=random.Random(f"{site.seed} {name} moods"),
+            now=lambda: timing.loop().true_time(),
+            node_id=name,
+            clock=self.clock,
+            rng=random.Random(f"{site.seed} {name} engine"),
         )
+        self.lost = False  # for good
+        self.joined_at: float | None = None  # when it was to join; None = with the others, at the beginning
+        self.removed = ""  # why the cluster does not want this machine any more; as the daemon remembers it in a run
         self.runs = 0
         self.daemon: process.Process | None = None
         self.part: SimulatedManager | None = None
@@ -213,11 +247,11 @@ class Machine:
         """The daemon begins a new run on whatever is there."""
         assert self.daemon is None
         self.runs += 1
-        self.failure = ""
+        self.failure = self.removed = ""
         self.handle = self.disk.handle()
         self.rng = random.Random(f"{self.site.seed} {self.name} run {self.runs}")
         self.api = api.Api(self, leader_patience_s=PATIENCE_S)
-        self.daemon = process.Process(f"{self.name} run {self.runs}")
+        self.daemon = process.Process(f"{self.name} run {self.runs}", rate=self.rate)
         self.site.network.started(self.name, self.daemon)
         self.daemon.run(self._run(self.daemon))
 
@@ -247,9 +281,18 @@ class Machine:
         await self._worker.open()
         self.session = session.AgentSession(
             connect=self._connect, managers=self._book, worker=self._worker, describe=self._describe,
-            rng=_fork(self.rng),
+            rng=_fork(self.rng), on_removed=self._node_removed,
         )  # fmt: skip
         await self.session.run()
+
+    def _node_removed(self, reason: str) -> None:
+        """As skep.daemon.daemon does."""
+        if self.removed:
+            return
+        self.removed = reason
+        assert self.daemon is not None
+        assert self._worker is not None
+        self.daemon.run(self._worker.remove_all())
 
     async def _connect(self, addr: str) -> link.AgentLink:
         target = self.site.machines[addr.partition(":")[0]]

@@ -17,7 +17,7 @@ from manager.http import forward
 from manager.raft import memory_transport
 from manager.store import commit
 from skep import errors, link, pb
-from tests.simulation.cluster import process
+from tests.simulation.cluster import process, timing
 
 A = TypeVar("A", bound=protobuf.Message)
 B = TypeVar("B", bound=protobuf.Message)
@@ -218,10 +218,10 @@ class _Way(Generic[A]):
             self._push(error)
 
     def _push(self, item: bytes | errors.SkepError | None) -> None:
-        loop = asyncio.get_running_loop()
+        loop = timing.loop()  # true time: both ends' clocks may differ
         self._under_way += 1
-        self._free_at = max(self._free_at, loop.time() + self._network.delay_s(self.source, self.target))
-        loop.call_at(self._free_at, self._arrive, item)
+        self._free_at = max(self._free_at, loop.true_time() + self._network.delay_s(self.source, self.target))
+        loop.call_truly_at(self._free_at, self._arrive, item)
 
     def _arrive(self, item: bytes | errors.SkepError | None) -> None:
         if self._stuck or self._network.is_cut(self.source, self.target):

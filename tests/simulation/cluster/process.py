@@ -16,11 +16,17 @@ CANCELS_MAX = 50  # code that goes on after so many cancellations would survive 
 _current: "contextvars.ContextVar[Process | None]" = contextvars.ContextVar("process", default=None)
 
 
+def current() -> "Process | None":
+    """The process that is running; None for the simulation itself."""
+    return _current.get()
+
+
 class Process:
     """One run of a program."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, rate: float = 1.0) -> None:
         self.name = name
+        self.rate = rate  # how fast its machine's clocks run
         self.dead = False
         self._tasks: dict[asyncio.Task[Any], None] = {}
 

@@ -11,17 +11,18 @@ Not counted, because nobody could know better:
 - a task *written off*: at some entry it was wished to stop while its node was DOWN or deleted. The managers wait for
   nothing on such a node; when it comes back its agent stops the task.
 - a task wished REMOVE: its slot was scaled away or its service deleted. A new slot of the same number waits for nobody.
+- a task that its engine has lied about: it said that it had stopped it, or that it was gone.
 - a task that was told to stop a minute (the Starter's patience, by the leaders' own clocks)
   before its successor was let go.
+
+Tasks of a service that must never run twice (at-most-once) are excused by their own engine's lies and hangs alone.
 """
 
-from typing import Any
-
-from typing_extensions import override
+from collections.abc import Callable
 
 from agent.runtime import memory
 from manager.orchestrator import starting
-from skep import pb, stamps
+from skep import pb, policies, stamps
 from tests.simulation import shadow
 from tests.simulation.cluster import ledger
 
@@ -33,8 +34,10 @@ class Running:
 
     def __init__(self, kept: ledger.Ledger) -> None:
         self._ledger = kept
-        self.engines: dict[str, WatchedRuntime] = {}
+        self.engines: dict[str, memory.MemoryRuntime] = {}
         self.starts = 0
+        self.lied_about: dict[str, None] = {}  # tasks
+        self.changed: Callable[[], None] = lambda: None  # called after something started or ended
 
     def tasks(self) -> dict[str, str]:
         """Machine by task ID."""
@@ -43,9 +46,11 @@ class Running:
     def started(self, machine: str, task_id: str) -> None:
         """An engine has just started a task."""
         self.starts += 1
+        self.changed()
         task = self._ledger.get("task", task_id)
         if task is None or not task.slot:
             return
+        self._check_at_most_once(machine, task)
         counted: list[pb.Task] = []
         for other_id in self.tasks():
             other = self._ledger.get("task", other_id)
@@ -60,10 +65,29 @@ class Running:
         shadow.require(
             len(counted) <= allowed,
             f"slot {task.service_name}.{task.slot} runs {len(counted)} times when {machine} starts {task_id}: "
-            + "; ".join(f"{each.id} on {each.node_id}, {ledger._states(each)}" for each in counted),
+            + "; ".join(f"{each.id} on {each.node_id}, {ledger.states(each)}" for each in counted),
         )
 
+    def _check_at_most_once(self, machine: str, task: pb.Task) -> None:
+        if policies.lease_s(self._ledger.get("revision", task.revision_id).spec.labels) is None:
+            return
+        for other_id, where in self.tasks().items():
+            other = self._ledger.get("task", other_id)
+            if other is None or other.id == task.id or (other.service_id, other.slot) != (task.service_id, task.slot):
+                continue
+            shadow.require(
+                other.id in self.lied_about,
+                f"{task.service_name}.{task.slot} must never run twice: {task.id} starts on {machine} while "
+                f"{other.id} runs on {where}, {ledger.states(other)}",
+            )
+
+    def ended(self) -> None:
+        """Something does not run any more."""
+        self.changed()
+
     def _excused(self, other: pb.Task, starting_task: pb.Task) -> bool:
+        if other.id in self.lied_about:
+            return True
         if other.id in self._ledger.written_off or other.desired_state == pb.TASK_STATE_REMOVE:
             return True
         if other.id == starting_task.id or other.desired_state <= pb.TASK_STATE_COMPLETE:
@@ -76,17 +100,3 @@ class Running:
         service = self._ledger.get("service", task.service_id)
         revision = self._ledger.get("revision", task.revision_id if service is None else service.revision_id)
         return pb.UPDATE_ORDER_STOP_FIRST if revision is None else revision.spec.update.order
-
-
-class WatchedRuntime(memory.MemoryRuntime):
-    """The memory runtime, which tells what it starts."""
-
-    def __init__(self, watcher: Running, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._watcher = watcher
-        watcher.engines[self._node_id] = self
-
-    @override
-    def _run(self, task_id: str, entry: memory._Entry) -> None:
-        super()._run(task_id, entry)
-        self._watcher.started(self._node_id, task_id)
