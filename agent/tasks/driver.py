@@ -130,6 +130,10 @@ class Driver:
             if step.action is completed:
                 await self._pause()  # it was done and changed nothing: do not spin
             await self._perform(step.action)
+            if self._completed is machine.Action.STOP and self._desired == machine.REMOVE:
+                # Nobody will ask how it ended, and removing it is by force: one question less for each task.
+                seen = dataclasses.replace(observation, phase=base.Phase.EXITED, pid=0)
+                self._wake.clear()
 
     async def _observe(self) -> base.Observation:
         if self.status.state <= machine.ACCEPTED and self._desired < machine.SHUTDOWN:

@@ -119,6 +119,9 @@ class OwnPodman:
         """The service hangs: it accepts connections and answers nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        status = pathlib.Path(f"/proc/{self._process.pid}/stat")
+        while status.read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(LOOK_S)
 
     def resume(self) -> None:
         """It goes on where it stood."""

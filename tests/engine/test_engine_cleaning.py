@@ -11,7 +11,7 @@ from tests.engine import conftest, dockerd
 
 def names(engine: conftest.Engine) -> set[str]:
     listed = dockerd.call(engine.socket, "GET", "/images/json")
-    return {tag for image in listed for tag in image["RepoTags"] or []}
+    return {cleaning.plain(tag) for image in listed for tag in image["RepoTags"] or []}
 
 
 def test_only_what_was_pulled_and_nothing_needs_goes_and_only_until_there_is_room(

@@ -193,17 +193,17 @@ def test_a_container_that_was_made_though_the_engine_broke_off_is_taken_up(
     node: conftest.Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body(runtime: docker.DockerRuntime) -> None:
-        post = runtime._engine.post
+        labour = runtime._engine.labour
         broken: list[str] = []
 
         async def breaking(path: str, **options: Any) -> Any:
-            answer = await post(path, **options)
+            answer = await labour(path, **options)
             if path == "/containers/create" and not broken:
                 broken.append(answer["Id"])
                 raise client.EngineAway("the container engine broke off")
             return answer
 
-        monkeypatch.setattr(runtime._engine, "post", breaking)
+        monkeypatch.setattr(runtime._engine, "labour", breaking)
         async with working(node, runtime) as made:
             task_id = new_id()
             made.assign(task_id, full=True)

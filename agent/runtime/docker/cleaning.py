@@ -37,8 +37,16 @@ def candidates(pulled: Mapping[str, float], *, needed: Collection[str], containe
 
     `pulled` says when each was last wanted; `needed` and `containers` are the names in use.
     """
-    kept = {*needed, *containers}
-    return sorted((image for image in pulled if image not in kept), key=lambda image: (pulled[image], image))
+    kept = {plain(image) for image in (*needed, *containers)}
+    return sorted((image for image in pulled if plain(image) not in kept), key=lambda image: (pulled[image], image))
+
+
+def plain(image: str) -> str:
+    """The name without what Podman puts in front of short ones: it shows containers' images in full."""
+    for prefix in ("docker.io/library/", "docker.io/", "localhost/"):
+        if image.startswith(prefix):
+            return image[len(prefix) :]
+    return image
 
 
 class Cleaner:

@@ -124,6 +124,22 @@ class Client:
         async with self._calls:
             return await self._call("POST", self._versioned(path), query=query, body=body, timeout_s=timeout_s)
 
+    async def labour(
+        self, path: str, *, query: Mapping[str, str] | None = None, body: Any = None, timeout_s: float
+    ) -> Any:
+        """POST that may take long; it is given up earlier when the engine meanwhile does not answer what is easy."""
+        async with self._calls:
+            working = asyncio.ensure_future(
+                self._call("POST", self._versioned(path), query=query, body=body, timeout_s=timeout_s)
+            )
+            try:
+                while not (await asyncio.wait((working,), timeout=self._call_s))[0]:
+                    await self._call("GET", "/version", timeout_s=min(PING_S, self._call_s))
+                return working.result()
+            finally:
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+
     async def wait(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float) -> Any:
         """POST that may take its time and so does not count among the calls at the same time."""
         return await self._call("POST", self._versioned(path), query=query, timeout_s=timeout_s)

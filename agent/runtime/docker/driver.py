@@ -104,7 +104,7 @@ class DockerRuntime:
         await self._images.ensure(container.image, auth=container.registry_auth, progress=progress)
         progress("creating the container")
         try:
-            made = await self._engine.post(
+            made = await self._engine.labour(
                 "/containers/create", query={"name": workload.name}, body=body, timeout_s=CREATE_S
             )
         except errors.Conflict as error:
@@ -148,7 +148,7 @@ class DockerRuntime:
                 return
             container_id = container["Id"]
         try:
-            await self._engine.post(f"/containers/{container_id}/start", timeout_s=START_S)
+            await self._engine.labour(f"/containers/{container_id}/start", timeout_s=START_S)
         except (client.EngineFailed, errors.Invalid, errors.NotFound, errors.Conflict, errors.Denied) as error:
             raise failure(error, doing="starting the container") from error
 

@@ -6,6 +6,7 @@ import json
 import pathlib
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,33 @@ def test_silence_nonsense_and_hang_ups_are_temporary(tmp_path: pathlib.Path) -> 
             for path, words in (("/silent", "in time"), ("/nonsense", "no JSON"), ("/hangup", "broke off")):
                 with pytest.raises(base.TaskTemporary, match=words):
                     await made.get(path)
+
+    asyncio.run(main())
+
+
+def test_long_work_is_waited_for_while_the_engine_answers_and_given_up_when_it_hangs(tmp_path: pathlib.Path) -> None:
+    hung = asyncio.Event()
+
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        if call.endswith("/slow"):
+            await asyncio.sleep(0.5)
+            await answer(writer, 201, {"Id": "c1"})
+        elif call.endswith("/hang"):
+            hung.set()
+
+    async def main() -> None:
+        async with engine(tmp_path / "s", handler), connected(tmp_path / "s", call_s=0.1) as made:
+            assert await made.labour("/slow", timeout_s=60) == {"Id": "c1"}
+            call = made._call
+
+            async def silent(method: str, path: str, **options: Any) -> Any:
+                if hung.is_set() and path == "/version":
+                    return await call("GET", "/silent", **options)  # nothing answers there
+                return await call(method, path, **options)
+
+            made._call = silent  # type: ignore[method-assign, assignment]
+            with pytest.raises(client.EngineAway, match="does not answer"):
+                await made.labour("/hang", timeout_s=60)
 
     asyncio.run(main())
 

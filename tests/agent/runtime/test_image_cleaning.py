@@ -33,3 +33,10 @@ def test_notes_outlive_the_agent_and_damage_forgets(tmp_path: pathlib.Path) -> N
         assert await cleaning.Cleaner(engine, clock=clock, notes=notes).tidy([]) == []
 
     virtual_time.run(main)
+
+
+def test_an_image_is_the_same_under_its_full_name() -> None:
+    """Podman shows the images of containers so."""
+    pulled = {"bees/web:1": 1.0, "nginx": 2.0, "own:1": 3.0, "reg.example/web:1": 4.0}
+    containers = ["docker.io/bees/web:1", "docker.io/library/nginx", "localhost/own:1"]
+    assert cleaning.candidates(pulled, needed=[], containers=containers) == ["reg.example/web:1"]
