@@ -15,6 +15,7 @@ from agent.runtime.docker import cleaning, client, images
 from skep import clock, errors, ids
 
 Handler = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
+SLOW_S = 0.4  # what an engine takes that has much to do
 VERSION = {"ApiVersion": "1.41", "MinAPIVersion": "1.12"}
 
 
@@ -103,7 +104,7 @@ def test_long_work_is_waited_for_while_the_engine_answers_and_given_up_when_it_h
 
     async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
         if call.endswith("/slow"):
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(SLOW_S)
             await answer(writer, 201, {"Id": "c1"})
         elif call.endswith("/hang"):
             hung.set()

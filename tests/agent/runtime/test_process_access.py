@@ -104,6 +104,11 @@ def test_a_slow_reader_stalls_the_command_and_a_reader_who_leaves_ends_it(tmp_pa
             script = f"echo $$ > {pid_file}; trap '' HUP; yes | while read line; do echo $line; done"
             running = asyncio.create_task(runtime.access.exec(work.task.id, shell(script), pipe.runtime))
             await pipe.manager.ready()
+
+            async def printing() -> bool:
+                return bool(pipe.manager._inbox)
+
+            await workloads.until(printing, bool, what="output")
             seen = -1
             while seen != len(pipe.manager._inbox):  # until nothing more comes
                 seen = len(pipe.manager._inbox)
