@@ -89,5 +89,10 @@ class StoreMachine:
     def _begin(self, call: Callable[[], T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(self._worker.run(offload.SNAPSHOT, call))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: when this manager is stopping meanwhile, nobody else asks
