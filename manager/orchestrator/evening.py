@@ -52,7 +52,7 @@ class Evening:
             self._count(old, new)
 
     def _count(self, old: pb.Task, new: pb.Task) -> None:
-        source, target = self._ledger.all.get(old.node_id), self._ledger.all.get(new.node_id)
+        source, target = self._ledger.of(old.node_id), self._ledger.of(new.node_id)
         if source is not None and tasks.runnable(old) and not tasks.ended(old):
             self._ledger.shift(source, old.service_id, -1)
         if target is not None and tasks.unassigned(new):
@@ -134,7 +134,7 @@ class Evening:
                 continue
             if task.status.state != pb.TASK_STATE_RUNNING or task.desired_state != pb.TASK_STATE_RUNNING:
                 return None
-            load = self._ledger.all.get(task.node_id)
+            load = self._ledger.of(task.node_id)
             if load is None or tasks.invalid(load.node):
                 return None
             by_node.setdefault(task.node_id, []).append(task)
@@ -180,7 +180,7 @@ class _Choice:
         """The nodes that could give a task, by the innermost branch, those with the most to give first."""
         branches: dict[int, list[nodes.NodeLoad]] = {}
         for node_id in self.by_node:
-            load, path = self._ledger.all[node_id], self._path(node_id)
+            load, path = self._ledger.at(node_id), self._path(node_id)
             if load.ready and (path or self._tree is None):
                 branches.setdefault(id(path[-1]) if path else 0, []).append(load)
         for loads in branches.values():

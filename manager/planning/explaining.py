@@ -101,7 +101,7 @@ class Explainer:
 
     def node(self, node: pb.Node) -> Explanation:
         """What the node waits for, and which waiting tasks it turns away."""
-        load = self._ledger.all[node.id]
+        load = self._ledger.at(node.id)
         present = [task for task in self._state.tasks.where("node", node.id) if not tasks.ended(task)]
         state = jsonmap.word_of(pb.NodeState, node.status.state)
         availability = jsonmap.word_of(pb.NodeAvailability, node.spec.availability)
@@ -135,7 +135,7 @@ class Explainer:
 
     def _verdicts(self, service_id: str, need: needs.Needs, task: pb.Task | None) -> list[Verdict]:
         found: list[Verdict] = []
-        for load in self._ledger.all.values():
+        for load in self._ledger.all():
             here = task is not None and task.node_id == load.node_id and not tasks.unassigned(task)
             # Where it is, it would only be in its own way.
             failed = [] if here else rules.failing(self._state, load, service_id, need)
@@ -155,7 +155,7 @@ class Explainer:
         if verdict.failing:
             return f"{verdict.name} does not take it: " + "; ".join(each.text for each in verdict.failing)
         words = f"{verdict.name} would take it now"
-        load = None if task is None else self._ledger.all.get(task.node_id)
+        load = None if task is None else self._ledger.of(task.node_id)
         if task is None or load is None:
             return f"{words}: it has {verdict.service_tasks} tasks of the service and {verdict.tasks} in all"
         return (
@@ -168,7 +168,7 @@ class Explainer:
     # ---------------------------------------------------------------- tasks
 
     def _node_name(self, node_id: str) -> str:
-        load = self._ledger.all.get(node_id)
+        load = self._ledger.of(node_id)
         return node_id if load is None else load.name
 
     def _summary(self, task: pb.Task) -> str:
@@ -182,10 +182,10 @@ class Explainer:
         if task.status.state == pb.TASK_STATE_PENDING:
             need = self._ledger.need_of(task.revision_id)
             if task.node_id:
-                load = self._ledger.all.get(task.node_id)
+                load = self._ledger.of(task.node_id)
                 loads: list[nodes.NodeLoad] = [] if load is None else [load]
             else:
-                loads = list(self._ledger.all.values())
+                loads = self._ledger.all()
             if any(not rules.failing(self._state, load, task.service_id, need) for load in loads):
                 return "about to be given a node"
             return explain.unplaced(loads, task.service_id, need)

@@ -58,7 +58,7 @@ def _of_service(state: views.View, ledger: nodes.Ledger, service: pb.Service, le
     found: list[Gap] = []
     # Those that are waited for longest by the scheduler are those that come last.
     for task in leaving[placed:]:
-        why = explain.unplaced(map(ledger.fill, ledger.all.values()), service.id, need)
+        why = explain.unplaced(map(ledger.fill, ledger.all()), service.id, need)
         found.append(_gap(task, f"has no place elsewhere: {why}", "from the deadline until a node takes it", None))
     for task in leaving[:placed]:
         why = ""

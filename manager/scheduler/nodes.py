@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from manager.scheduler import filters, needs, trees
-from manager.store import views
-from skep import pb, stamps
+from manager.store import tables, views
+from skep import errors, pb, stamps
 
 FAILURE_WINDOW_S = 300.0  # how long a failure speaks against a node
 FAILURES_MAX = 5  # from so many on, a node is taken only when the others have as many
@@ -55,18 +55,50 @@ class Ledger:
         self._trees: dict[tuple[object, ...], trees.Tree] = {}
         self._by_service: dict[str, dict[str, NodeLoad]] = {}
         self._failures: dict[Kind, dict[str, int]] = {}
-        self.all: dict[str, NodeLoad] = {}
-        self._buckets: dict[int, dict[str, NodeLoad]] = {}
-        for order, node in enumerate(state.nodes):
-            load = self.all[node.id] = _empty(node, order, total=state.tasks.count("active", node.id))
-            load.bucket = load.total
-            if load.ready:
-                self._buckets.setdefault(load.total, {})[node.id] = load
+        self._loads: dict[str, NodeLoad] = {}  # those that somebody asked for
+        ready = list(state.nodes.ids("takes", tables.TAKES))
+        self._order = {node_id: order for order, node_id in enumerate(ready)}
+        self._buckets: dict[int, dict[str, None]] = {}  # ready nodes by load
+        for node_id, total in zip(ready, state.tasks.counts("active", ready), strict=True):
+            self._buckets.setdefault(total, {})[node_id] = None
         if eager:
-            for load in self.all.values():
+            for load in self.all():
                 self.fill(load)
             for service_id in state.tasks.keys("service"):
                 self.of_service(service_id)
+
+    def of(self, node_id: str) -> NodeLoad | None:
+        """The node's load; None when there is no such node."""
+        load = self._loads.get(node_id)
+        if load is None:
+            node = self._state.nodes.get(node_id)
+            if node is None:
+                return None
+            order = self._order.get(node_id)
+            load = self._loads[node_id] = NodeLoad(
+                node=node,
+                node_id=node_id,
+                order=len(self._order) if order is None else order,
+                ready=order is not None,
+                cpus_free=0,
+                memory_free=0,
+                generic_free={},
+                total=self._state.tasks.count("active", node_id),
+                filled=False,
+            )
+            load.bucket = load.total
+        return load
+
+    def at(self, node_id: str) -> NodeLoad:
+        """The load of a node that exists."""
+        load = self.of(node_id)
+        if load is None:
+            raise errors.Bug(f"node {node_id} is not in the store")
+        return load
+
+    def all(self) -> list[NodeLoad]:
+        """Every node's load."""
+        return [self.at(node.id) for node in self._state.nodes]
 
     def need_of(self, revision_id: str) -> needs.Needs:
         """What the tasks of a revision need."""
@@ -104,7 +136,7 @@ class Ledger:
             return known
         found = self._by_service[service_id] = {}
         for task in self._state.tasks.where("service", service_id):
-            load = self.all.get(task.node_id) if task.node_id else None
+            load = self.of(task.node_id) if task.node_id else None
             if load is None:
                 continue
             state = task.status.state
@@ -172,12 +204,13 @@ class Ledger:
             if not bucket:
                 del self._buckets[load.bucket]
             load.bucket = load.total
-            self._buckets.setdefault(load.total, {})[node_id] = load
+            self._buckets.setdefault(load.total, {})[node_id] = None
 
     def ascending(self) -> Iterator[NodeLoad]:
         """The ready nodes, least loaded first. Nothing may be settled while this runs."""
         for total in sorted(self._buckets):
-            yield from self._buckets[total].values()
+            for node_id in self._buckets[total]:
+                yield self.at(node_id)
 
     def allowed(self, load: NodeLoad, need: needs.Needs) -> bool:
         """Whether the node satisfies what no placement changes (constraints, platform, plugins); remembered."""
@@ -205,17 +238,3 @@ class Ledger:
         if not counts:
             return {}
         return {node_id: count for node_id, count in counts.items() if count >= FAILURES_MAX}
-
-
-def _empty(node: pb.Node, order: int, *, total: int) -> NodeLoad:
-    return NodeLoad(
-        node=node,
-        node_id=node.id,
-        order=order,
-        ready=not filters.unready(node),
-        cpus_free=0,
-        memory_free=0,
-        generic_free={},
-        total=total,
-        filled=False,
-    )

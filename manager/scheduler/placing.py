@@ -66,7 +66,7 @@ class Group:
     def _by_load(self) -> Iterator[nodes.NodeLoad]:
         known = dict(self._ledger.of_service(self._service_id))
         for node_id in self._failing:
-            known[node_id] = self._ledger.all[node_id]
+            known[node_id] = self._ledger.at(node_id)
         second: list[nodes.NodeLoad] = [load for load in known.values() if load.ready]
         for load in self._ledger.ascending():
             if load.node_id not in known and self._fits(load):
@@ -92,7 +92,7 @@ class Group:
         counts: dict[int, int] = {}
         present = self._ledger.of_service(self._service_id)
         for node_id in dict.fromkeys([*present, *self._failing]):
-            load, path = self._ledger.all[node_id], tree.paths.get(node_id, ())
+            load, path = self._ledger.at(node_id), tree.paths.get(node_id, ())
             for branch in path:
                 counts[id(branch)] = counts.get(id(branch), 0) + load.services.get(self._service_id, 0)
             if path:

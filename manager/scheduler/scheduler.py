@@ -61,7 +61,7 @@ class Scheduler:
 def _decide_fixed(ledger: nodes.Ledger, tasks: list[pb.Task], writer: "_Writer") -> None:
     """Tasks that come with a node: filters only."""
     for task in tasks:
-        load = ledger.all.get(task.node_id)
+        load = ledger.of(task.node_id)
         if load is None:
             continue  # the orchestrator replaces it
         need = ledger.need_of(task.revision_id)
@@ -88,7 +88,7 @@ def _decide_groups(ledger: nodes.Ledger, groups: dict[nodes.Kind, list[pb.Task]]
         if not waiting:
             continue
         if signature not in hopeless:
-            hopeless[signature] = explain.unplaced(map(ledger.fill, ledger.all.values()), kind[0], need)
+            hopeless[signature] = explain.unplaced(map(ledger.fill, ledger.all()), kind[0], need)
             writer.result.reasons.append(f"service {kind[0]}: {len(waiting)} tasks wait, {hopeless[signature]}")
         for task in waiting:
             writer.explain(task, hopeless[signature])

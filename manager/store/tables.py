@@ -108,6 +108,7 @@ class Table(Generic[R]):
 
 
 _ASSIGNED, _RUNNING, _COMPLETE = pb.TASK_STATE_ASSIGNED, pb.TASK_STATE_RUNNING, pb.TASK_STATE_COMPLETE
+TAKES = "yes"  # the one key of the index "takes": nodes that take new tasks, as the scheduler's filter has it
 _STATE_KEYS: dict[int, str] = {number: str(number) for number in pb.TaskState.values()}
 
 
@@ -117,7 +118,13 @@ def _no_keys(row: pb.Cluster) -> tuple[str | None, ...]:
 
 
 def _node_keys(node: pb.Node) -> tuple[str | None, ...]:
-    return (node.description.hostname,)
+    description = node.description
+    takes = (
+        node.status.state == pb.NODE_STATE_READY
+        and node.spec.availability == pb.NODE_AVAILABILITY_ACTIVE
+        and not description.conditions
+    )
+    return description.hostname, TAKES if takes else None
 
 
 def _service_keys(service: pb.Service) -> tuple[str | None, ...]:
@@ -149,7 +156,7 @@ def _named(row: pb.Network | pb.Secret | pb.Config | pb.Volume) -> tuple[str | N
 
 
 CLUSTER: Schema[pb.Cluster] = Schema("cluster", pb.Cluster, (), _no_keys)
-NODE: Schema[pb.Node] = Schema("node", pb.Node, ("hostname",), _node_keys)
+NODE: Schema[pb.Node] = Schema("node", pb.Node, ("hostname", "takes"), _node_keys)
 SERVICE: Schema[pb.Service] = Schema("service", pb.Service, ("name",), _service_keys, unique="name")
 REVISION: Schema[pb.Revision] = Schema("revision", pb.Revision, ("service", "mode"), _revision_keys)
 TASK: Schema[pb.Task] = Schema(

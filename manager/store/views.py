@@ -4,7 +4,7 @@ A View shows one moment: the state after one Raft index. It costs nothing to mak
 await; using one after the store has moved on raises Bug. What must live longer takes `Store.freeze()`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from manager.store import tables
@@ -43,6 +43,17 @@ class TableView(Generic[R]):
         """How many objects the index files under `key`, without touching them."""
         self._check()
         return len(self._table.indexes[index].get(key, ()))
+
+    def ids(self, index: str, key: str) -> Iterable[str]:
+        """IDs of the objects that the index files under `key`, without touching them."""
+        self._check()
+        return self._table.indexes[index].get(key, {}).keys()
+
+    def counts(self, index: str, keys: Iterable[str]) -> list[int]:
+        """`count` of many keys at once."""
+        self._check()
+        found = self._table.indexes[index]
+        return [len(found[key]) if key in found else 0 for key in keys]
 
     def keys(self, index: str) -> list[str]:
         """All keys of an index, in order of first appearance."""

@@ -6,7 +6,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from manager.scheduler import nodes, scheduler
+from manager.scheduler import filters, nodes, placing, scheduler
+from manager.store import ops, tables
 from skep import pb, stamps
 from tests.manager.orchestrator import world
 
@@ -196,10 +197,46 @@ def test_a_small_decision_looks_only_at_nodes_that_come_into_question() -> None:
     w.go()
     eager = nodes.Ledger(w.view, w.clock.now())
     lazy = nodes.Ledger(w.view, w.clock.now(), eager=False)
-    assert [load.total for load in lazy.all.values()] == [load.total for load in eager.all.values()] == [3] * 10
-    assert not any(load.filled for load in lazy.all.values())
-    for mine, other in zip(lazy.all.values(), eager.all.values(), strict=True):
+    assert [load.total for load in lazy.all()] == [load.total for load in eager.all()] == [3] * 10
+    assert not any(load.filled for load in lazy.all())
+    for mine, other in zip(lazy.all(), eager.all(), strict=True):
         lazy.fill(mine)
         assert (mine.cpus_free, mine.memory_free, mine.ports) == (other.cpus_free, other.memory_free, other.ports)
     lazy.of_service("busy")
-    assert [load.services for load in lazy.all.values()] == [load.services for load in eager.all.values()]
+    assert [load.services for load in lazy.all()] == [load.services for load in eager.all()]
+
+
+def test_the_store_and_the_filter_agree_on_which_nodes_take_tasks() -> None:
+    w = world.World()
+    for state in pb.NodeState.values():
+        for availability in pb.NodeAvailability.values():
+            for ill in (False, True):
+                node = pb.Node(id=f"n{state}-{availability}-{ill}")
+                node.status.state = state
+                node.spec.availability = availability
+                if ill:
+                    node.description.conditions.add(kind="disk", summary="low on disk")
+                w.write(ops.create(node))
+    willing = [node.id for node in w.view.nodes if not filters.unready(node)]
+    assert willing == ["n2-0-False"]
+    assert list(w.view.nodes.ids("takes", tables.TAKES)) == willing
+
+
+def test_one_task_looks_at_few_nodes_however_many_there_are() -> None:
+    w = world.World()
+    for number in range(200):
+        w.node(f"n{number:03d}")
+    w.service("busy", 300)
+    w.decide()
+    ledger = nodes.Ledger(w.view, w.clock.now(), eager=False)
+    looked: dict[str, None] = {}
+    original = ledger.of
+
+    def watched(node_id: str) -> nodes.NodeLoad | None:
+        looked[node_id] = None
+        return original(node_id)
+
+    ledger.of = watched  # type: ignore[method-assign]
+    (load,) = placing.Group(ledger, ("new", "busy@1")).place(1)
+    assert load.total == 2
+    assert list(looked) == [load.node_id]
