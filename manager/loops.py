@@ -26,7 +26,10 @@ OPS_MIN = 10  # a plan that keeps meeting conflicts is committed in ever smaller
 BYTES_MAX = 512 * 1024  # of operations in one transaction: keeps a Raft entry quick to replicate
 REASONS_MAX = 20  # of one plan in the log
 KEYS_MAX = 10_000  # dirty keys kept one by one; beyond that, everything is decided
-COALESCE_S = 0.01  # changes come in bursts: one pass for all that arrive within this
+COALESCE_S = 0.01  # changes come in bursts: one pass for all that arrive within this, or ..
+COALESCE_SHARE = 1.0  # .. within as much time as the last pass took to decide: agents and users get half of the time ..
+COALESCE_MAX_S = 1.0  # .. but no longer than this
+YIELD_S = 0.005  # after a decision that took so long others get a turn before the next decider
 RETRY_S = 1.0  # pause of a decider after an exception, doubled up to
 RETRY_MAX_S = 30.0
 CONFLICT_PAUSE_S = 0.02  # lets the writer that was faster finish
@@ -161,6 +164,7 @@ class LeaderLoop:
         # Without metrics given, they are counted where nobody looks.
         self._metrics = metrics or Metrics(prometheus_client.CollectorRegistry())
         self._changed = asyncio.Event()
+        self._deciding_s = 0.0  # of the last pass, without its commits
 
     async def run(self) -> None:
         """Decides until cancelled. Raises Unavailable when this manager can no longer write."""
@@ -184,7 +188,7 @@ class LeaderLoop:
                     async with asyncio.timeout(rest_s):
                         await self._changed.wait()
         if self._changed.is_set():
-            await asyncio.sleep(COALESCE_S)
+            await asyncio.sleep(max(COALESCE_S, min(self._deciding_s * COALESCE_SHARE, COALESCE_MAX_S)))
 
     def _rest_s(self) -> float | None:
         """Seconds until some decider must run; None when only a change can make it."""
@@ -203,13 +207,19 @@ class LeaderLoop:
 
     async def _pass(self, watch: watching.Watch) -> None:
         """Every decider once, each on what the ones before it have changed."""
+        self._deciding_s = 0.0
         for seat in self._seats:
             self._collect(watch)
             seat.expire(self._clock.now())
             if not seat.waiting or asyncio.get_running_loop().time() < seat.retry_at:
                 continue
             dirty = seat.take()
+            began = asyncio.get_running_loop().time()
             result = self._decide(seat, dirty)
+            took_s = asyncio.get_running_loop().time() - began
+            self._deciding_s += took_s
+            if took_s > YIELD_S and (result is None or not result.ops):  # a plan is not kept waiting: it would be stale
+                await asyncio.sleep(0)
             if result is None:
                 continue
             if not await self._commit(seat, result):

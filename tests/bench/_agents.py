@@ -27,6 +27,7 @@ from skep.security import identity as identities
 from skep.v1 import ca_pb2_grpc
 
 JOINING_MAX = 32  # join calls at the same time, of one process
+STARTING_MAX = 25  # agents of one process that look for a manager: they have one machine's cores, not one's each
 JOIN_TIMEOUT_S = 60.0
 JOIN_RETRY_S = 0.2
 NANO_CPUS = 64_000_000_000
@@ -157,8 +158,13 @@ class Crowd:
         for name, (identity, addrs) in zip(names, joined, strict=True):
             self._agents[name] = Agent(name, identity, addrs, rng=self._rng)
         gc.freeze()
-        for each in self._agents.values():
-            await each.start()
+        starting: list[Agent] = []
+        for name in names:
+            while len(starting) >= STARTING_MAX:
+                await asyncio.sleep(LOOK_S)
+                starting = [each for each in starting if not each.session.manager]
+            await self._agents[name].start()
+            starting.append(self._agents[name])
 
     def _count(self) -> dict[str, Any]:
         usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -19,6 +19,7 @@ from tests.bench import _swarm
 
 IDLE_SETTLE_S = 20.0
 IDLE_S = 60.0
+SERVICES = 50  # that share the tasks of an idle cluster
 PART_TIMEOUT_S = 1800.0
 STORM_AGENTS = 1000
 Range = tuple[float, float]
@@ -266,8 +267,9 @@ async def _idle(swarm: _swarm.Swarm, *, agents: int, tasks: int) -> None:
     meter = Meter(swarm)
     await swarm.join(agents)
     say(f"{name}_joined_s", meter.wall_s(), "s")
-    await swarm.create("web", tasks)
-    await swarm.running("web", tasks)
+    for number in range(SERVICES):
+        await swarm.create(f"web-{number}", tasks // SERVICES)
+    await swarm.on_agents(tasks)
     say(f"{name}_running_s", meter.wall_s(), "s")
     await asyncio.sleep(IDLE_SETTLE_S)
     meter = Meter(swarm)
@@ -277,7 +279,8 @@ async def _idle(swarm: _swarm.Swarm, *, agents: int, tasks: int) -> None:
     say(f"{name}_agent_cpu_ms_per_s", meter.agents_cpu_s() / wall_s / agents * 1e3, "ms/s")
     say(f"{name}_memory_mb", swarm.managers().peak_mb, "MB")
     say(f"{name}_agent_memory_mb", swarm.agents().peak_mb / agents, "MB")
-    await swarm.running("web", tasks)
+    for number in range(SERVICES):
+        await swarm.running(f"web-{number}", tasks // SERVICES)
     down = sum(node["Status"]["State"] != "ready" for node in await swarm.call("GET", "/nodes"))
     say(f"{name}_not_ready", down, "nodes")
 

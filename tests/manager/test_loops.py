@@ -11,6 +11,7 @@ import structlog
 from manager import loops, plan
 from manager.store import commit, ops, store, views, watching
 from skep import clock, errors, ids, pb
+from tests import virtual_time
 
 DEADLINE_S = 10.0
 
@@ -284,3 +285,34 @@ def test_plans_merge() -> None:
     other.wake(4.0, "y")
     one.merge(other)
     assert (one.wake_at, one.wake_keys, one.reasons) == (3.0, {"x": 3.0, "y": 4.0}, ["a", "b"])
+
+
+def test_decisions_that_take_long_leave_half_of_the_time_to_others() -> None:
+    async def main() -> None:
+        def slow(view: views.View, now: float) -> plan.Plan:
+            virtual_time.stall(0.2)
+            return plan.Plan()
+
+        decider = Recorder(slow)
+        target = store.Store()
+        committer = commit.LocalCommitter(target, virtual_time.LoopClock())
+        loop = loops.LeaderLoop(
+            store=target,
+            committer=committer,
+            deciders=[decider],
+            clock=virtual_time.LoopClock(),
+            rng=ids.seeded_rng(1),
+        )
+        running = asyncio.create_task(loop.run())
+        number = 0
+        while asyncio.get_running_loop().time() < 20.0:  # changes never cease
+            number += 1
+            await committer.commit([ops.create(task(f"t{number}"))])
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert 40 <= len(decider.asked) <= 51  # 20 s / (0.2 s + 0.2 s)
+        assert decider.asked[-1] is not None
+        assert len(decider.asked[-1]) > 10  # what came in the meantime is decided together
+
+    virtual_time.run(main)
