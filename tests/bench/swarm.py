@@ -269,7 +269,7 @@ async def _idle(swarm: _swarm.Swarm, *, agents: int, tasks: int) -> None:
     say(f"{name}_joined_s", meter.wall_s(), "s")
     for number in range(SERVICES):
         await swarm.create(f"web-{number}", tasks // SERVICES)
-    await swarm.on_agents(tasks)
+        await swarm.on_agents(tasks // SERVICES * (number + 1))  # one after the other: this is not about the creating
     say(f"{name}_running_s", meter.wall_s(), "s")
     await asyncio.sleep(IDLE_SETTLE_S)
     meter = Meter(swarm)
