@@ -1,9 +1,10 @@
 """The managers under the load of many agents: real skepd managers, agents over gRPC and mutual TLS, no containers.
 
-Arguments: the parts to run, all but the variants if none are given (`python -m tests.bench swarm run-100 update`). Agents get their
-certificates by the real join call. Beside each figure stands SwarmKit's on the same work (Go, in-process agents with a
-no-op executor over gRPC and TLS, log on disk), measured before on a machine of the same kind: as a ratio, its range in
-brackets. There the agents' work is in the managers' CPU seconds, here it is not, but it shares the machine's cores.
+Arguments: the parts to run, all but the variants if none are given (`python -m tests.bench swarm run-100 update`).
+Agents get their certificates by the real join call. Beside each figure stands SwarmKit's on the same work (Go,
+in-process agents with a no-op executor over gRPC and TLS, log on disk), measured before on a machine of the same kind:
+as a ratio, its range in brackets. There the agents' work is in the managers' CPU seconds; here it is not, but it takes
+the same cores.
 """
 
 import asyncio
