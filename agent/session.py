@@ -22,6 +22,7 @@ CONNECT_TIMEOUT_S = 5.0  # doubled with each that runs out, up to
 CONNECT_TIMEOUT_MAX_S = 20.0  # a manager that is swamped is not helped by callers who hang up and dial again
 REGISTER_TIMEOUT_S = 10.0  # the manager commits the registration before it answers
 SILENT_PERIODS_MAX = 2  # heartbeats without any answer before the manager counts as dead
+LISTENS_PER_PERIOD = 4
 PERIOD_MIN_S = 0.05  # whatever a manager says, heartbeats must not become a flood
 SEND_TIMEOUT_S = 15.0  # a manager that does not read is as good as dead
 REDIRECTS_MAX = 3  # in a row; managers that point at each other have no leader
@@ -88,6 +89,7 @@ class AgentSession:
         self._outbox: dict[str, pb.TaskStatus] = {}
         self._outbox_filled = asyncio.Event()
         self._period_s = 0.0
+        self._heard_at = 0.0  # loop time of the manager's last word
         self._spread_s = 0.0  # over how much time all agents come back, as last heard
         self._spread_due = False  # a session has just been lost
         self._connect_s = CONNECT_TIMEOUT_S
@@ -217,6 +219,7 @@ class AgentSession:
         try:
             await race.race(
                 self._receive(stream, server, opened),
+                self._listen(),
                 opened.run(),
                 self._heartbeats(stream),
                 self._statuses(stream),
@@ -230,17 +233,26 @@ class AgentSession:
 
     async def _receive(self, stream: link.AgentLink, server: logs.LogServer, opened: channels.ChannelServer) -> None:
         while True:
-            try:
-                async with asyncio.timeout(SILENT_PERIODS_MAX * self._period_s):
-                    message = await stream.receive()
-            except TimeoutError:
-                raise errors.Unavailable("the manager has fallen silent") from None
+            message = await stream.receive()
             if message is None:
                 raise errors.Unavailable("the manager closed the session")
+            self._heard_at = asyncio.get_running_loop().time()
             if message.HasField("channel"):
                 opened.take(message.channel)
             else:
                 await self._take(message, server)
+
+    async def _listen(self) -> None:
+        """Ends the session when the manager says nothing. Time in which this process did not run does not count."""
+        loop = asyncio.get_running_loop()
+        self._heard_at = loop.time()
+        while loop.time() - self._heard_at < SILENT_PERIODS_MAX * self._period_s:
+            pause_s = self._period_s / LISTENS_PER_PERIOD
+            due = loop.time() + pause_s
+            await asyncio.sleep(pause_s)
+            if loop.time() - due > pause_s:  # what the manager said meanwhile waits to be read
+                self._heard_at += loop.time() - due
+        raise errors.Unavailable("the manager has fallen silent")
 
     async def _take(self, message: pb.ManagerMessage, server: logs.LogServer) -> None:
         match message.WhichOneof("body"):

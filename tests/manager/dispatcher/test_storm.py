@@ -112,3 +112,16 @@ def test_an_agent_that_reads_nothing_holds_nobody_up_and_is_told_why_its_session
                 await everything(stream)
 
     virtual_time.run(main)
+
+
+def test_an_agent_that_did_not_run_for_a_while_keeps_its_session() -> None:
+    async def main() -> None:
+        async with joined.joined("n1") as (network, _, (agent,)):
+            await asyncio.sleep(7.0)
+            for _ in range(5):
+                virtual_time.stall(11.0)  # longer than a manager may be silent
+                await asyncio.sleep(3.0)
+            assert network.dialled == ["m1:4000"]
+            assert agent.session.manager
+
+    virtual_time.run(main)
