@@ -287,7 +287,7 @@ class Machine:
 
     def _node_removed(self, reason: str) -> None:
         """As skep.daemon.daemon does."""
-        if self.removed:
+        if self.removed or self.manages:  # no manager is ever removed here: its agent came before its node was there
             return
         self.removed = reason
         assert self.daemon is not None

@@ -8,7 +8,7 @@ import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from tests.simulation import shadow
+from tests.simulation import alarm, memory_disk, shadow
 
 T = TypeVar("T")
 
@@ -66,8 +66,9 @@ class Process:
 
 
 def _ended(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled():
-        task.exception()  # its own code has told of it, or is about to: nothing is to be printed
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, memory_disk.Crashed):
+        alarm.ring(f"{task.get_name()} ended: {error!r}")
 
 
 def create_task(

@@ -76,8 +76,8 @@ async def _simulate(seed: int, loop: timing.DriftingLoop, faults_s: float) -> Re
         watcher = availability.Availability(site.ledger, site.running)
         site.ledger.changed = site.running.changed = watcher.look
     with mock.patch.object(loops, "default_deciders", machine.watched_deciders(site.ledger)):
-        for each in site.machines.values():
-            each.start()
+        for name in site.managers:
+            site.machines[name].start()
         loop.after_turn = lambda: _look(site)
         try:
             async with asyncio.TaskGroup() as group:
@@ -164,6 +164,9 @@ async def _found(site: machine.Site, rng: random.Random) -> None:
     assert founder.part is not None
     raft = founder.part.raft
     await raft.commit(made)
+    for each in site.machines.values():
+        if not each.manages:
+            each.start()
     for name, addr in site.managers.items():
         if name != site.founder:
             await raft.add_member(name, addr)
