@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.simulation import alarm, kinds, pool, shadow
-from tests.simulation.cluster import run
+from tests.simulation.cluster import mutants, run
 
 
 def test_a_run_is_a_function_of_its_seed() -> None:
@@ -41,6 +41,21 @@ def test_the_first_failure_stops_the_run_and_says_how_to_repeat_it(monkeypatch: 
     assert failed.failure == "Violation: the third one is bad"
     assert failed.job.replay == "make simulate SEED=3 KIND=cluster"
     assert len(done) < 20
+
+
+# Each known fault with a seed that finds it.
+FINDS = {
+    "versions are not checked": 2,
+    "successors do not wait": 1,
+}
+
+
+@pytest.mark.timeout(300)  # a minute of other people's work may lie between two of ours
+@pytest.mark.parametrize("name", list(FINDS))
+def test_faults_that_are_put_back_are_found(name: str) -> None:
+    with mutants.applied(name), pytest.raises(shadow.Violation):
+        for seed in range(FINDS[name], FINDS[name] + 10):  # the first one, until the simulation draws otherwise
+            run.simulate(seed)
 
 
 class _Report:

@@ -10,7 +10,6 @@ Services with a host port or that must never run twice cannot be in two places, 
 
 import dataclasses
 
-from manager.orchestrator import update_settings
 from skep import pb, policies
 from tests.simulation import shadow
 from tests.simulation.cluster import ledger, running
@@ -18,6 +17,8 @@ from tests.simulation.cluster import ledger, running
 _GOING_ON = (
     pb.UPDATE_STATE_UPDATING, pb.UPDATE_STATE_PAUSED, pb.UPDATE_STATE_ROLLBACK_STARTED, pb.UPDATE_STATE_ROLLBACK_PAUSED,
 )  # fmt: skip
+
+_BACKWARD = (pb.UPDATE_STATE_ROLLBACK_STARTED, pb.UPDATE_STATE_ROLLBACK_PAUSED)
 
 
 @dataclasses.dataclass
@@ -62,7 +63,7 @@ class Availability:
         if promise.revision_id != service.revision_id:
             promise.revision_id = service.revision_id
             promise.fewest = min(promise.fewest, replicas)
-            how = update_settings.of(spec, service.update_status.state)
+            how = spec.rollback if service.update_status.state in _BACKWARD else spec.update
             if how.order != pb.UPDATE_ORDER_START_FIRST:
                 promise.parallelism = max(promise.parallelism, how.parallelism or promise.fewest)
         floor = promise.fewest - promise.parallelism

@@ -10,7 +10,7 @@ from typing import Any
 from manager.control import control
 from manager.http import messages
 from tests.simulation import shadow
-from tests.simulation.cluster import linearizable, machine, wishes
+from tests.simulation.cluster import linearizable, machine, timing, wishes
 
 ANSWER_WITHIN_S = 60.0  # virtual; nobody hangs, whatever happens
 REMOVE_NODE = 0.3
@@ -80,7 +80,7 @@ class Clients:
 
     def fell_back(self, name: str, value: str) -> None:
         """A service has gone back to an earlier specification by itself, just now."""
-        now = asyncio.get_running_loop().time()
+        now = timing.loop().true_time()  # a manager tells, and its clock may be wrong
         event = linearizable.Event("fell", value)
         self.histories.setdefault(name, []).append(linearizable.Operation(now, now, event))
 
