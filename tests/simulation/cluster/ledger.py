@@ -42,8 +42,8 @@ class WatchedStore(store.Store):
         return outcomes
 
     @override
-    def restore(self, records: Iterable[pb.SnapshotRecord]) -> None:
-        super().restore(records)
+    def take_over(self, content: store.Content) -> store.Content:
+        before = super().take_over(content)
         self._digests.clear()
         self._digest = 0
         with contextlib.suppress(watching.Lagged):
@@ -53,6 +53,7 @@ class WatchedStore(store.Store):
                 row = ops.unwrap(record.object)
                 self._enter((record.object.WhichOneof("kind") or "", row.id), row)
         self._ledger.compare(self._name, self.index, self._digest)
+        return before
 
     def _enter(self, key: Key, row: ops.AnyRow | None) -> None:
         self._digest ^= self._digests.pop(key, 0)
