@@ -59,6 +59,10 @@ class Disk(Protocol):
         """Gives a synced file its name, durably and at once: after a crash either name holds the whole file."""
         ...
 
+    def sync_names(self) -> None:
+        """Returns once every file has its name for good. Raises OSError."""
+        ...
+
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""
         ...
@@ -103,7 +107,7 @@ class OsDisk:
 
     def rename(self, old: str, new: str) -> None:
         (self._directory / old).replace(self._directory / new)
-        self._sync_directory()
+        self.sync_names()
 
     def remove(self, name: str) -> None:
         (self._directory / name).unlink(missing_ok=True)
@@ -111,7 +115,7 @@ class OsDisk:
     def where(self, name: str) -> str:
         return str(self._directory / name)
 
-    def _sync_directory(self) -> None:
+    def sync_names(self) -> None:
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)

@@ -118,6 +118,9 @@ class Handle:
         content.named = True
         self._platter.files[new] = content
 
+    def sync_names(self) -> None:
+        self.step()
+
     def remove(self, name: str) -> None:
         self.step()
         content = self._platter.files.pop(name, None)
@@ -137,7 +140,7 @@ class _File:
         self._content = content
 
     def write(self, data: bytes) -> None:
-        if self._handle.crash_in == 0:  # the machine stops while it writes: a part is there
+        if self._handle.crash_in == 0 and not self._handle.dead:  # the machine stops while it writes: a part is there
             self._content.data += data[: len(data) // 2]
         self._handle.step()
         self._content.data += data

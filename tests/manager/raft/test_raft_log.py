@@ -67,6 +67,24 @@ def test_a_torn_tail_is_cut_wherever_it_tears(tmp_path: pathlib.Path) -> None:
         assert again.entries[-1] == (b"\x00x", 4, 7)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_a_killed_process_had_not_synced_is_durable_once_it_is_loaded(seed: int) -> None:
+    """The process is killed between the write and the sync, goes on, and then the power fails."""
+    platter = memory_disk.MemoryDisk(random.Random(seed))
+    killed = platter.handle()
+    first = begin(killed)
+    killed.crash_in = 1
+    with pytest.raises(memory_disk.Crashed):
+        first.write([put(5, command=b"\x00" + bytes([7]) * 3000)])
+    loaded = log.DurableLog(platter.handle()).load()
+    assert loaded is not None
+    assert loaded.last_index == 5
+    platter.lose_power()
+    again = log.DurableLog(platter.handle()).load()
+    assert again is not None
+    assert again.entries == loaded.entries
+
+
 def test_sectors_that_were_never_written_count_as_torn(tmp_path: pathlib.Path) -> None:
     first = begin(disk.OsDisk(tmp_path))
     first.write([put(5, command=b"\x00" + bytes([7]) * 3000)])

@@ -119,11 +119,11 @@ def test_the_power_fails_once_more_while_the_log_is_being_loaded(tmp_path: pathl
     assert second_cuts > 50
 
 
-@pytest.mark.parametrize("forgotten", ["sync", "_sync_directory"])
+@pytest.mark.parametrize("forgotten", ["sync", "sync_names"])
 def test_a_sync_that_is_forgotten_is_found(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
-    owner = disk.OsDisk if forgotten == "_sync_directory" else disk._OsFile
+    owner = disk.OsDisk if forgotten == "sync_names" else disk._OsFile
     monkeypatch.setattr(owner, forgotten, lambda _: None)
     life = Life(tmp_path / "real", random.Random(1))
     life.run()
