@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tests.simulation import alarm, kinds, pool
 
 REPORT_EVERY_S = 10.0
-CI_CONSENSUS_SEEDS = 300
+CI_CONSENSUS_SEEDS = 200
 CI_CLUSTER_S = 90.0  # on all cores
 
 
