@@ -72,7 +72,7 @@ class DurableLog:
         name = logs[-1]
         self._read(name)
         self._file = self._disk.append(name)
-        # What a killed process had written and not synced yet is read like anything else, and would be promised to others
+        # What a killed process had written and not synced is read like anything else, and would be promised to others
         # from now on. It has to be durable first, and its name before what came before it is removed.
         self._file.sync()
         self._disk.sync_names()

@@ -40,6 +40,11 @@ class NodeLoad:
         return self.node.description.hostname or self.node.id
 
 
+def takers(state: views.View) -> list[str]:
+    """IDs of the nodes that take new tasks."""
+    return list(state.nodes.ids("takes", tables.TAKES))
+
+
 class Ledger:
     """All nodes, ordered by load. The single place where placements are counted.
 
@@ -56,7 +61,7 @@ class Ledger:
         self._by_service: dict[str, dict[str, NodeLoad]] = {}
         self._failures: dict[Kind, dict[str, int]] = {}
         self._loads: dict[str, NodeLoad] = {}  # those that somebody asked for
-        ready = list(state.nodes.ids("takes", tables.TAKES))
+        ready = takers(state)
         self._order = {node_id: order for order, node_id in enumerate(ready)}
         self._buckets: dict[int, dict[str, None]] = {}  # ready nodes by load
         for node_id, total in zip(ready, state.tasks.counts("active", ready), strict=True):

@@ -12,7 +12,7 @@ from agent.tasks import machine as task_machine
 from manager.dispatcher import statuses
 from manager.orchestrator import handover, healing, starting, update_settings
 from manager.raft import node
-from manager.scheduler import filters
+from manager.scheduler import filters, nodes
 from manager.store import ops, store
 from skep import pb, stamps
 
@@ -71,6 +71,11 @@ def _anywhere(node_object: Any) -> str:
     return ""
 
 
+def _everyone(state: Any) -> list[str]:
+    """Nodes take tasks, whatever is wished of them."""
+    return [row.id for row in state.nodes]
+
+
 def _crowded(load: Any, service_id: str, need: Any) -> bool:
     """There is always room."""
     return True
@@ -117,7 +122,7 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     "successors do not wait": ((starting, "_gone_at", _impatient),),
     "agents forget what runs": ((worker.Worker, "_resume", _forgetful), (worker.Worker, "_sweep", _blind)),
     "ended tasks are started again": ((task_machine, "_started", _restarting),),
-    "drained nodes get tasks": ((filters, "unready", _anywhere),),
+    "drained nodes get tasks": ((filters, "unready", _anywhere), (nodes, "takers", _everyone)),
     "nodes are overcommitted": ((filters, "room", _crowded),),
     "updates know no parallelism": ((update_settings, "of", _all_at_once),),
     "old tasks go too early": ((handover, "_ready", _hasty),),
