@@ -117,8 +117,8 @@ def _agreed(world: managers.World) -> bool:
             return False
         if name in members and manager.core.applied_index != leader.applied_index:
             return False
-        # One that was on its way in and never let in has nothing to be told, nor one that was let in and out again before
-        # it heard of it: in life its daemon asks to be let in until it is told that it is (ManagerKeeper).
+        # One that was on its way in and never let in has nothing to be told, nor one that was let in and out again
+        # before it heard of it: in life its daemon asks to be let in until it is told that it is (ManagerKeeper).
         knows = name in world.checker.members and manager.core.journal.member
         if name not in members and knows and not manager.core.removed:
             return False
