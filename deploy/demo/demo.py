@@ -28,6 +28,8 @@ STEP_TIMEOUT_S = 90.0
 POLL_S = 0.1
 REPOSITORY = "skep-demo"
 WEB = str(pathlib.Path(__file__).with_name("web.py"))
+PYTHON = str(pathlib.Path(sys.executable).resolve())  # in the image it lies where it lies here
+ANSWERS = "import socket; socket.create_connection(('127.0.0.1', 80), 1).close()"
 Tasks = list[dict[str, Any]]
 
 
@@ -124,8 +126,14 @@ class Demo:
     def spec(self, *, replicas: int, version: str) -> dict[str, Any]:
         """The service as the API takes it."""
         container: dict[str, Any] = {"Image": f"{REPOSITORY}:{version}", "Env": [f"APP_VERSION={version}"]}
+        test = ["CMD", PYTHON, "-I", "-c", ANSWERS]
         if self.runtime == "process":
             container.update(Image="python", Command=[sys.executable, WEB])
+            test = ["HTTP", "/", "80"]
+        # RUNNING means answering: without a check a start-first update ends old replicas while new ones still start.
+        container["Healthcheck"] = {
+            "Test": test, "Interval": 300_000_000, "Timeout": 2_000_000_000, "Retries": 10,
+        }  # fmt: skip
         container["StopGracePeriod"] = 5_000_000_000
         return {
             "Name": "web",
