@@ -9,8 +9,14 @@ run() { # name command..
   name=$1; shift
   ( if "$@" >"$out/$name" 2>&1; then echo ok; else echo failed; fi >"$out/$name.rc" ) &
 }
+only="not cluster and not engine and not simulation"
 run mypy $bin/mypy
-run unit $bin/python -m pytest -q -m "not cluster and not engine" -p no:cacheprovider
+# Three at a time: much of what they do is waiting.
+deciders="tests/manager/orchestrator tests/manager/planning tests/manager/scheduler"
+without=$(printf -- '--ignore=%s ' $deciders)
+run deciders $bin/python -m pytest -q -m "$only" -p no:cacheprovider $deciders
+run managers $bin/python -m pytest -q -m "$only" -p no:cacheprovider $without tests/manager
+run others $bin/python -m pytest -q -m "$only" -p no:cacheprovider --ignore=tests/manager
 wait_light() {
   for step in "ruff $bin/ruff check ." "format $bin/ruff format --check ." "layers $bin/lint-imports" \
               "proto ./deploy/proto.sh --check"; do
@@ -22,10 +28,10 @@ wait_light() {
 wait_light
 wait
 status=0
-for name in ruff format mypy layers proto unit; do
+for name in ruff format mypy layers proto deciders managers others; do
   result=$(cat "$out/$name.rc")
   printf '%-8s %s\n' "$name" "$result"
   if [ "$result" != ok ]; then status=1; tail -n 60 "$out/$name"; fi
 done
-tail -n 1 "$out/unit"
+tail -q -n 1 "$out/deciders" "$out/managers" "$out/others"
 exit $status

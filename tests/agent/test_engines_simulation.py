@@ -5,6 +5,8 @@ import pytest
 from agent.tasks import machine
 from tests.simulation import engines
 
+pytestmark = pytest.mark.simulation
+
 
 @pytest.mark.parametrize("seed", [2, 8, 11])
 def test_no_task_is_lost_or_doubled_by_engines_that_fail_hang_and_lie(seed: int) -> None:

@@ -8,6 +8,8 @@ import pytest
 from tests.simulation import alarm, kinds, pool, shadow
 from tests.simulation.cluster import mutants, run
 
+pytestmark = pytest.mark.simulation
+
 
 def test_a_run_is_a_function_of_its_seed() -> None:
     first = run.simulate(3, faults_s=6.0)

@@ -4,6 +4,8 @@ import pytest
 
 from tests.simulation import mutants, run, shadow
 
+pytestmark = pytest.mark.simulation
+
 
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_invariants_hold_under_faults(seed: int) -> None:
