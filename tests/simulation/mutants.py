@@ -1,12 +1,14 @@
 """Known faults, put back one at a time, to show that the simulation finds them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 from manager.raft import core, election, journal, log, replication
 from tests.simulation import shadow
+
+Patches = tuple[tuple[Any, str, Any], ...]  # owner, attribute, what stands there instead
 
 
 def _unsynced(self: Any) -> int:
@@ -69,15 +71,15 @@ _ADVANCE = replication.Replication._advance_commit
 _ON_REPLY = replication.Replication._on_reply
 _WRITE = log.DurableLog.write
 
-MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    "messages leave before the disk is done": (journal.Journal, "needed_batch", property(_unsynced)),
-    "a matching suffix is cut": (replication.Replication, "_on_append", _truncating),
-    "votes are counted, whoever sends them": (election.Election, "_on_vote", _any_vote),
-    "votes are forgotten": (journal.Journal, "setCurrentTerm", _forgetful),
-    "the leader's own copy counts at once": (replication.Replication, "_advance_commit", _own_copy_counts),
-    "reads without a barrier": (core.RaftCore, "read_barrier", _no_barrier),
-    "answers of other terms count": (replication.Replication, "_on_reply", _any_term),
-    "batches are not synced": (log.DurableLog, "write", _no_sync),
+MUTANTS: dict[str, Patches] = {
+    "messages leave before the disk is done": ((journal.Journal, "needed_batch", property(_unsynced)),),
+    "a matching suffix is cut": ((replication.Replication, "_on_append", _truncating),),
+    "votes are counted, whoever sends them": ((election.Election, "_on_vote", _any_vote),),
+    "votes are forgotten": ((journal.Journal, "setCurrentTerm", _forgetful),),
+    "the leader's own copy counts at once": ((replication.Replication, "_advance_commit", _own_copy_counts),),
+    "reads without a barrier": ((core.RaftCore, "read_barrier", _no_barrier),),
+    "answers of other terms count": ((replication.Replication, "_on_reply", _any_term),),
+    "batches are not synced": ((log.DurableLog, "write", _no_sync),),
 }
 
 QUICKLY_FOUND = (  # by one of the first seeds; the others take many
@@ -90,17 +92,20 @@ QUICKLY_FOUND = (  # by one of the first seeds; the others take many
 
 
 @contextlib.contextmanager
-def applied(name: str) -> Iterator[None]:
+def put_back(fault: Patches) -> Iterator[None]:
     """The fault is there while the context lasts."""
-    owner, attribute, replacement = MUTANTS[name]
-    with mock.patch.object(owner, attribute, replacement):
+    with contextlib.ExitStack() as stack:
+        for owner, attribute, replacement in fault:
+            stack.enter_context(mock.patch.object(owner, attribute, replacement))
         yield
 
 
-def seeds_until_found(name: str, simulate: Callable[[int], object], *, seeds: int) -> tuple[int, BaseException] | None:
+def first_find(
+    fault: Patches, simulate: Callable[[int], object], seeds: Iterable[int]
+) -> tuple[int, shadow.Violation] | None:
     """The first seed that finds the fault, and what it says; None when none of them does."""
-    for seed in range(1, seeds + 1):
-        with applied(name):
+    for seed in seeds:
+        with put_back(fault):
             try:
                 simulate(seed)
             except shadow.Violation as error:

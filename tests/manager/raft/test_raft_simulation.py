@@ -20,6 +20,6 @@ def test_a_run_is_a_function_of_its_seed() -> None:
 
 @pytest.mark.parametrize("name", mutants.QUICKLY_FOUND)
 def test_faults_that_are_put_back_are_found(name: str) -> None:
-    found = mutants.seeds_until_found(name, lambda seed: run.simulate(seed, faults_s=10.0), seeds=5)
+    found = mutants.first_find(mutants.MUTANTS[name], lambda seed: run.simulate(seed, faults_s=10.0), range(1, 6))
     assert found is not None
     assert isinstance(found[1], shadow.Violation)

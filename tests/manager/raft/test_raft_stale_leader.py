@@ -64,14 +64,14 @@ def test_a_deposed_leader_serves_no_stale_read() -> None:
 
 
 def test_without_the_barrier_it_would() -> None:
-    with mutants.applied("reads without a barrier"):
+    with mutants.put_back(mutants.MUTANTS["reads without a barrier"]):
         assert True in _answers()
 
 
 @pytest.mark.parametrize("name", sorted(mutants.MUTANTS))
 def test_every_known_fault_can_be_put_back(name: str) -> None:
-    owner, attribute, _ = mutants.MUTANTS[name]
+    ((owner, attribute, _),) = mutants.MUTANTS[name]
     before = getattr(owner, attribute)
-    with mutants.applied(name):
+    with mutants.put_back(mutants.MUTANTS[name]):
         assert getattr(owner, attribute) is not before
     assert getattr(owner, attribute) is before

@@ -1,10 +1,7 @@
 """Known faults of managers and agents, put back one at a time, to show that the simulation of clusters finds them."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 from agent import worker
 from agent.runtime import base
@@ -15,6 +12,7 @@ from manager.raft import node
 from manager.scheduler import filters, nodes
 from manager.store import ops, store
 from skep import pb, stamps
+from tests.simulation import mutants
 
 
 def _unchecked(self: Any, op: Any, transaction: Any) -> Any:
@@ -114,9 +112,7 @@ _APPLY_OP = store.Store._apply_op
 _STARTED = task_machine._started
 _SETTINGS = update_settings.of
 
-Patch = tuple[Any, str, Any]
-
-MUTANTS: dict[str, tuple[Patch, ...]] = {
+MUTANTS: dict[str, mutants.Patches] = {
     "versions are not checked": ((store.Store, "_apply_op", _unchecked),),
     "statuses go backwards": ((statuses.StatusWriter, "_updates", _backwards), (store, "_check_forward", _anything)),
     "successors do not wait": ((starting, "_gone_at", _impatient),),
@@ -130,12 +126,3 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     "writes are acknowledged too early": ((node.RaftNode, "commit", _too_early),),
     "what is lost is not replaced": ((healing, "succeed", _unhealed),),
 }
-
-
-@contextlib.contextmanager
-def applied(name: str) -> Iterator[None]:
-    """The fault is there while the context lasts."""
-    with contextlib.ExitStack() as stack:
-        for owner, attribute, replacement in MUTANTS[name]:
-            stack.enter_context(mock.patch.object(owner, attribute, replacement))
-        yield
