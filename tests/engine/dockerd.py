@@ -77,6 +77,15 @@ def answers(engine: pathlib.Path) -> bool:
     return True
 
 
+def until_it_answers(process: subprocess.Popen[bytes], engine: pathlib.Path, *, log: pathlib.Path) -> None:
+    """Returns when the engine that the process is answers. RuntimeError with the end of its log when it does not."""
+    end = time.monotonic() + START_S
+    while not answers(engine):
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{log.stem} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+        time.sleep(LOOK_S)
+
+
 def unmount(directory: pathlib.Path) -> None:
     """Whatever is mounted below the directory."""
     mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
@@ -168,11 +177,7 @@ class OwnDockerd:
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, "PATH": SEARCH_PATH, "SSL_CERT_FILE": str(self.trusted)}, start_new_session=True,
             )  # fmt: skip
-        end = time.monotonic() + START_S
-        while not answers(self.socket):
-            if self._process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"dockerd did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
-            time.sleep(LOOK_S)
+        until_it_answers(self._process, self.socket, log=self.log)
 
     def kill(self) -> None:
         """The engine crashes; its containers live on."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.engine import dockerd
 
-START_S, STOP_S = 40.0, 20.0
+STOP_S = 20.0
 LOOK_S = 0.02
 PROCESSES = 32768
 
@@ -91,11 +91,7 @@ class OwnPodman:
                 self._command("system", "service", "--time", "0", f"unix://{self.socket}"),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), start_new_session=True,
             )  # fmt: skip
-        end = time.monotonic() + START_S
-        while not dockerd.answers(self.socket):
-            if self._process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"podman did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
-            time.sleep(LOOK_S)
+        dockerd.until_it_answers(self._process, self.socket, log=self.log)
 
     def kill(self) -> None:
         """The service crashes; containers live on."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from skep import errors
@@ -11,6 +11,15 @@ from tests.simulation import managers, memory_disk, shadow
 
 MANAGERS_MAX = 6
 DOWN_S = 3.0
+
+
+def part(names: Sequence[str], rng: random.Random, cut: Callable[[str, str], None]) -> None:
+    """Two islands, by chance: cuts every way from one to the other."""
+    island = {name for name in names if rng.random() < 0.5}
+    for source in names:
+        for target in names:
+            if (source in island) != (target in island):
+                cut(source, target)
 
 
 class Faults:
@@ -99,12 +108,7 @@ class Faults:
     # ---------------------------------------------------------------- network and disks
 
     async def _partition(self) -> None:
-        names = list(self._world.managers)
-        island = {name for name in names if self._rng.random() < 0.5}
-        for source in names:
-            for target in names:
-                if (source in island) != (target in island):
-                    self._world.network.cut(source, target)
+        part(list(self._world.managers), self._rng, self._world.network.cut)
 
     async def _isolate_leader(self) -> None:
         leader = self._world.leader()

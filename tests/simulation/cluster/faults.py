@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from agent.runtime import memory
 from manager.raft import node
 from skep import errors
-from tests.simulation import shadow
+from tests.simulation import faults, shadow
 from tests.simulation.cluster import machine
 
 MACHINES_MAX = 10
@@ -128,12 +128,7 @@ class Faults:
     # ---------------------------------------------------------------- network, disks, clocks
 
     async def _partition(self) -> None:
-        names = list(self._site.machines)
-        island = {name for name in names if self._rng.random() < 0.5}
-        for source in names:
-            for target in names:
-                if (source in island) != (target in island):
-                    self._site.network.cut(source, target)
+        faults.part(list(self._site.machines), self._rng, self._site.network.cut)
 
     async def _isolate_leader(self) -> None:
         leader = self.leader()
