@@ -7,6 +7,7 @@ replicas per node. A node is counted under the first that it fails.
 from typing import TYPE_CHECKING
 
 from manager.scheduler import constraints, needs
+from manager.store import tables
 from skep import pb, stamps
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ _UNITS = (("TB", 1000**4), ("GB", 1000**3), ("MB", 1000**2), ("kB", 1000))
 
 def unready(node: pb.Node) -> str:
     """Why the node takes no new tasks at all, in a word; "" when it does."""
+    if tables.takes(node):
+        return ""
     if node.status.state != pb.NODE_STATE_READY:
         return _STATE.get(node.status.state, "not ready")
-    word = _AVAILABILITY.get(node.spec.availability, "")
-    if not word and node.description.conditions:
-        return node.description.conditions[0].summary
-    return word
+    if node.spec.availability != pb.NODE_AVAILABILITY_ACTIVE:
+        return _AVAILABILITY.get(node.spec.availability, "not active")
+    return node.description.conditions[0].summary
 
 
 def allowed(node: pb.Node, need: needs.Needs) -> bool:

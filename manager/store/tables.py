@@ -108,7 +108,7 @@ class Table(Generic[R]):
 
 
 _ASSIGNED, _RUNNING, _COMPLETE = pb.TASK_STATE_ASSIGNED, pb.TASK_STATE_RUNNING, pb.TASK_STATE_COMPLETE
-TAKES = "yes"  # the one key of the index "takes": nodes that take new tasks, as the scheduler's filter has it
+TAKES = "yes"  # the one key of the index "takes": nodes of which `takes` is true
 _STATE_KEYS: dict[int, str] = {number: str(number) for number in pb.TaskState.values()}
 
 
@@ -117,14 +117,17 @@ def _no_keys(row: pb.Cluster) -> tuple[str | None, ...]:
     return ()
 
 
-def _node_keys(node: pb.Node) -> tuple[str | None, ...]:
-    description = node.description
-    takes = (
+def takes(node: pb.Node) -> bool:
+    """Whether the node takes new tasks at all: ready, active and well."""
+    return (
         node.status.state == pb.NODE_STATE_READY
         and node.spec.availability == pb.NODE_AVAILABILITY_ACTIVE
-        and not description.conditions
+        and not node.description.conditions
     )
-    return description.hostname, TAKES if takes else None
+
+
+def _node_keys(node: pb.Node) -> tuple[str | None, ...]:
+    return node.description.hostname, TAKES if takes(node) else None
 
 
 def _service_keys(service: pb.Service) -> tuple[str | None, ...]:
