@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from tests.simulation import shadow
+from tests.simulation import memory_disk, shadow
 
 # What is an error to an operator and nothing wrong: machines lose their disks and nodes are removed here all the time.
 EXPECTED = ("raft.failed", "daemon.removed_from_cluster")
@@ -46,6 +46,27 @@ def armed() -> Iterator[None]:
         if not ours:
             structlog.configure(**before)
     check()
+
+
+@contextmanager
+def listening(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """A task of the loop that failed while nobody looked is a finding, for as long as its run lasts.
+
+    Afterwards nothing is said: such tasks are collected in the middle of whatever comes next.
+    """
+    loop.set_exception_handler(_unretrieved)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(lambda *_: None)
+
+
+def _unretrieved(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """That machines die in the middle of a write is what happens here."""
+    del loop
+    error = context.get("exception")
+    if not isinstance(error, memory_disk.Crashed):
+        ring(f"{context.get('message')}: {error!r}")
 
 
 def check() -> None:

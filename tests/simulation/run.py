@@ -38,7 +38,7 @@ class Report:
 def simulate(seed: int, *, faults_s: float = FAULTS_S) -> Report:
     """Runs one seed. Raises Violation when an invariant does not hold."""
     loop = managers.Stopwatch()
-    with alarm.armed(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with alarm.armed(), alarm.listening(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(_simulate(seed, loop, faults_s))
 
 

@@ -11,7 +11,7 @@ from manager.raft import config
 from manager.store import ops
 from skep import pb, stamps
 from tests import virtual_time
-from tests.simulation import alarm, memory_disk, shadow
+from tests.simulation import alarm, shadow
 from tests.simulation.cluster import (
     availability,
     clients,
@@ -60,9 +60,8 @@ class Report:
 def simulate(seed: int, *, faults_s: float = FAULTS_S) -> Report:
     """Runs one seed. Raises Violation when an invariant does not hold."""
     loop = timing.DriftingLoop()
-    loop.set_exception_handler(_unretrieved)
     loop.set_task_factory(process.create_task)  # type: ignore[arg-type]  # stubs ask for more than is ever passed
-    with alarm.armed(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with alarm.armed(), alarm.listening(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(_simulate(seed, loop, faults_s))
 
 
@@ -110,14 +109,6 @@ async def _simulate(seed: int, loop: timing.DriftingLoop, faults_s: float) -> Re
         machines=f"{len(site.managers)}+{len(site.machines) - len(site.managers)}", answers=users.answers,
         faults=harm.counts, written_off=len(site.ledger.written_off), settled_s=settled_s,
     )  # fmt: skip
-
-
-def _unretrieved(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    """A task failed and nobody looked. That machines die in the middle of a write is what happens here."""
-    del loop
-    error = context.get("exception")
-    if not isinstance(error, memory_disk.Crashed):
-        alarm.ring(f"{context.get('message')}: {error!r}")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
