@@ -186,7 +186,7 @@ class Dispatcher:
         finally:
             self._admission.registering -= 1
         if not self.leading:
-            await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
+            await self._redirect(stream)
             return None
         opened = session.Session(
             session_id=ids.new_id(self._rng),
@@ -211,7 +211,7 @@ class Dispatcher:
         """Whether the agent may register here now; when not, it has been told where or when."""
         await self._until_led()
         if not self.leading:
-            await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
+            await self._redirect(stream)
             return False
         wait_s = self._admission.wait_s(peer.node_id, asyncio.get_running_loop().time())
         if wait_s > admission.HOLD_S:
@@ -221,6 +221,10 @@ class Dispatcher:
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         return True
+
+    async def _redirect(self, stream: link.ManagerLink) -> None:
+        """Sends the agent to the leader, or on its way when none is known."""
+        await stream.send(pb.ManagerMessage(redirect=pb.Redirect(addr=self._leader_addr())))
 
     async def _until_led(self) -> None:
         """Waits a while for a leader to be known: cheaper than agents that go round and ask everybody."""

@@ -180,10 +180,6 @@ class Store:
 
     # ---------------------------------------------------------------- snapshots
 
-    def restore(self, records: Iterable[pb.SnapshotRecord]) -> None:
-        """Replaces everything by a snapshot; watchers are told to start over. Bug when the snapshot is not whole."""
-        self.take_over(thaw(records))
-
     def take_over(self, content: "Content") -> "Content":
         """Makes `content` this store's, at once; watchers are told to start over. Returns what was there before."""
         before = Content(self.index, self._tables)

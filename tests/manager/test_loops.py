@@ -255,7 +255,7 @@ def test_a_watcher_that_lags_has_everything_decided() -> None:
         s = Setting(decider)
         async with s.running():
             await until(lambda: decider.asked == [None])
-            s.store.restore([pb.SnapshotRecord(header=pb.SnapshotHeader(format=1, index=5, objects=0))])
+            s.store.take_over(store.thaw([pb.SnapshotRecord(header=pb.SnapshotHeader(format=1, index=5, objects=0))]))
             await until(lambda: decider.asked == [None, None])
 
     asyncio.run(main())

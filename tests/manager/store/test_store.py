@@ -184,7 +184,7 @@ def test_a_snapshot_that_is_not_whole_is_refused_and_changes_nothing(damage: str
     target = fresh()
     apply(target, [ops.create(task("kept"))])
     with pytest.raises(errors.Bug):
-        target.restore(broken[damage])
+        target.take_over(store.thaw(broken[damage]))
     assert [each.id for each in target.view().tasks] == ["kept"]
 
 
@@ -192,7 +192,7 @@ def test_restoring_tells_watchers_to_start_over() -> None:
     source, target = fresh(), fresh()
     apply(source, [ops.create(task("a"))])
     watcher = target.watch([], lambda: None)
-    target.restore(source.freeze().records())
+    target.take_over(store.thaw(source.freeze().records()))
     with pytest.raises(watching.Lagged):
         watcher.take()
     assert target.index == source.index
@@ -251,7 +251,7 @@ def test_replicas_that_apply_the_same_log_are_equal_and_indexes_agree_with_rows(
     dump = [record.SerializeToString(deterministic=True) for record in one.freeze().records()]
     assert dump == [record.SerializeToString(deterministic=True) for record in other.freeze().records()]
     restored = fresh()
-    restored.restore(one.freeze().records())
+    restored.take_over(store.thaw(one.freeze().records()))
     for target in (one, restored):
         view = target.view()
         for key in ("s0", "s1"):
