@@ -1,4 +1,4 @@
-"""What people call a task: service.place.id. Shared by managers and agents, so that both say the same."""
+"""What people call a task: service.place.id, and a node. Shared by managers and agents, so that both say the same."""
 
 from skep import pb
 
@@ -13,3 +13,8 @@ def place(task: pb.Task) -> str:
 def full(task: pb.Task) -> str:
     """The task's name, unique in the cluster."""
     return f"{task.service_name}.{place(task)}.{task.id}"
+
+
+def node(row: pb.Node) -> str:
+    """What people call a node: its hostname, once it is known."""
+    return row.description.hostname or row.id

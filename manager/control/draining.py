@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from manager.control import lookup
 from manager.store import ops, views
-from skep import errors, pb, stamps
+from skep import errors, pb, stamps, tasknames
 
 DEADLINE_DEFAULT_S = 600.0
 DEADLINE_MAX_S = 7 * 24 * 3600.0
@@ -48,9 +48,7 @@ def cancel(view: views.View, references: Sequence[str], *, now: float) -> list[p
     changed: list[pb.Op] = []
     for node in _nodes(view, references):
         if node.spec.availability != _DRAIN:
-            raise errors.FailedPrecondition(
-                f"node {node.description.hostname or node.id} is not being drained: nothing to cancel"
-            )
+            raise errors.FailedPrecondition(f"node {tasknames.node(node)} is not being drained: nothing to cancel")
         active = pb.Node()
         active.CopyFrom(node)
         active.spec.availability = _ACTIVE
@@ -109,7 +107,7 @@ def _why(view: views.View, task: pb.Task, successor: pb.Task | None) -> str:
     if successor.status.state < pb.TASK_STATE_ASSIGNED:
         return successor.status.err or "its successor waits for a node"
     node = view.nodes.get(successor.node_id)
-    where = node.description.hostname or node.id if node is not None else successor.node_id
+    where = tasknames.node(node) if node is not None else successor.node_id
     if successor.status.state == pb.TASK_STATE_RUNNING:
         return f"its successor on {where} runs and proves itself"
     return f"its successor on {where} is not running yet"

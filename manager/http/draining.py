@@ -6,7 +6,7 @@ from typing import Any
 from manager.control import draining, lookup
 from manager.http import forecasts, messages, planning, routing
 from manager.store import views
-from skep import durations, errors, jsonmap, pb, stamps
+from skep import durations, errors, jsonmap, pb, stamps, tasknames
 
 NODES_MAX = 1000  # in one request
 
@@ -19,8 +19,7 @@ class _Request:
 
 def _request(call: messages.Call) -> _Request:
     """{"Nodes": [name or ID, ..], "Deadline": nanoseconds}. Raises Invalid."""
-    data = call.json()
-    given = {str(key).lower(): value for key, value in data.items()} if isinstance(data, dict) else {}
+    given = messages.members(call.json())
     names = given.get("nodes")
     if not isinstance(names, list) or not names or len(names) > NODES_MAX or not all(isinstance(n, str) for n in names):
         raise errors.Invalid(f'expected {{"Nodes": [..]}} with 1 to {NODES_MAX} names or IDs of nodes')
@@ -47,7 +46,7 @@ async def start_drain(call: messages.Call) -> messages.Response:
     change = draining.start(base.view(), wanted.nodes, deadline_s=wanted.deadline_s, now=now)
     found = await planning.aside(lambda: planning.gaps_of(base, change, now))
     await call.context.control.drain_nodes(wanted.nodes, deadline_s=wanted.deadline_s)
-    names = {node.id: _name(node) for node in call.context.manager.store.view().nodes}
+    names = {node.id: tasknames.node(node) for node in call.context.manager.store.view().nodes}
     return messages.json_response({"Gaps": forecasts.gaps_of(found, names)})
 
 
@@ -68,7 +67,7 @@ def _progress(view: views.View, node: pb.Node, now: float) -> dict[str, Any]:
     drained = node.spec.availability == pb.NODE_AVAILABILITY_DRAIN
     shown: dict[str, Any] = {
         "ID": node.id,
-        "Name": _name(node),
+        "Name": tasknames.node(node),
         "Draining": drained,
         "Left": [
             {"TaskID": each.task.id, "Name": forecasts.task_name(each.task), "Why": each.why}
@@ -83,10 +82,6 @@ def _progress(view: views.View, node: pb.Node, now: float) -> dict[str, Any]:
         shown["Deadline"] = jsonmap.format_time(node.drain.deadline)
         shown["LeftOfDeadline"] = durations.words(stamps.seconds(node.drain.deadline) - now)
     return shown
-
-
-def _name(node: pb.Node) -> str:
-    return node.description.hostname or node.id
 
 
 ROUTES = (

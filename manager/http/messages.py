@@ -157,6 +157,11 @@ class Call:
             raise errors.Invalid(f"invalid JSON: {problem}") from None
 
 
+def members(value: object) -> dict[str, Any]:
+    """The members of a JSON object by their names in lower case, as Go's servers read them; none of anything else."""
+    return {str(name).lower(): item for name, item in value.items()} if isinstance(value, dict) else {}
+
+
 def json_response(value: Any, *, status: int = 200) -> Response:
     """JSON without a charset in its type: with one, Docker's command prints the raw body of an error."""
     body = json.dumps(value, separators=(",", ":")).encode() + b"\n"

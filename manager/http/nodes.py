@@ -53,9 +53,9 @@ def spec_of(call: messages.Call) -> pb.NodeSpec:
     data = call.json()
     spec = jsonmap.from_json(pb.NodeSpec, {} if data is None else data)
     # The whole specification is replaced: a role or availability that is left out must not become a default silently.
-    given = {str(key).lower() for key, value in (data or {}).items() if value}
+    given = messages.members(data)
     for name in ("Role", "Availability"):
-        if name.lower() not in given:
+        if not given.get(name.lower()):
             raise errors.Invalid(f'invalid {name}: ""')
     return spec
 

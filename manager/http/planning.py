@@ -120,7 +120,7 @@ async def what_if(call: messages.Call) -> messages.Response:
     data = call.json()
     if not isinstance(data, dict):
         raise errors.Invalid('expected {"Lose": [..]} or {"Add": [..]}')
-    asked = {str(key).lower(): value for key, value in data.items() if value}
+    asked = {name: value for name, value in messages.members(data).items() if value}
     lost = [lookup.node(view, reference) for reference in _references(asked.get("lose") or [])]
     change = whatif.lose(lost) + whatif.add(view, _additions(asked.get("add") or []))
     if not asked.keys() & {"lose", "add"}:
@@ -148,7 +148,7 @@ def _additions(value: object) -> list[whatif.Addition]:
         path = f"Add[{position}]"
         if not isinstance(each, dict):
             raise errors.Invalid(f"{path}: expected an object")
-        given = {str(key).lower().replace("_", ""): item for key, item in each.items()}
+        given = {name.replace("_", ""): item for name, item in messages.members(each).items()}
         count = given.pop("count", 1)
         labels = given.pop("labels", None) or {}
         size = jsonmap.from_json(pb.Resources, given, path=path)

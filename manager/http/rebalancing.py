@@ -15,7 +15,7 @@ def _wanted(call: messages.Call) -> rebalancing.Wanted:
     data = call.json()
     if data is not None and not isinstance(data, dict):
         raise errors.Invalid("expected an object")
-    given = {str(key).lower(): value for key, value in (data or {}).items() if value is not None}
+    given = {name: value for name, value in messages.members(data).items() if value is not None}
     for key, value in given.items():
         if key not in _NUMBERS:
             raise errors.Invalid(f"{key}: unknown; expected some of {', '.join(_NUMBERS.values())}")
@@ -52,8 +52,7 @@ async def cancel_rebalance(call: messages.Call) -> messages.Response:
 
 async def set_policy(call: messages.Call) -> messages.Response:
     """{"Auto": true} or {"Auto": false}."""
-    data = call.json()
-    auto = {str(key).lower(): value for key, value in data.items()}.get("auto") if isinstance(data, dict) else None
+    auto = messages.members(call.json()).get("auto")
     if not isinstance(auto, bool):
         raise errors.Invalid('expected {"Auto": true} or {"Auto": false}')
     await call.context.control.set_rebalance_policy(auto=auto)

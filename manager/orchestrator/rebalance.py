@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from manager import plan
 from manager.orchestrator import evening, healing, restart, tasks
 from manager.store import ops, views, watching
-from skep import durations, ids, pb, policies, stamps
+from skep import durations, ids, pb, policies, stamps, tasknames
 
 KEY = "cluster"
 SETTLE_S = 30.0  # how long a node must have been back before the policy gives it tasks
@@ -114,7 +114,7 @@ class _Pass:
             if self._now < due:
                 self._result.wake(due, KEY)
                 continue
-            message = f"{node.description.hostname or node.id} has come"
+            message = f"{tasknames.node(node)} has come"
             self._rebalance = requested(DEFAULTS, self._now, message)
             self._result.reasons.append(f"rebalance: {message}")
             return
@@ -168,7 +168,7 @@ class _Pass:
 
     def _name(self, node_id: str) -> str:
         node = self._state.nodes.get(node_id)
-        return node_id if node is None else node.description.hostname or node.id
+        return node_id if node is None else tasknames.node(node)
 
     # ---------------------------------------------------------------- new moves
 

@@ -163,9 +163,8 @@ def _fields(before: views.View, after: views.View, change: Sequence[pb.Op]) -> l
             case "node":
                 node = before.nodes.get(op.object.node.id)
                 if node is not None:
-                    name = node.description.hostname or node.id
                     for each in fields.difference(node.spec, op.object.node.spec):
-                        found.append(dataclasses.replace(each, node=name))
+                        found.append(dataclasses.replace(each, node=tasknames.node(node)))
             case _:
                 pass
     return found

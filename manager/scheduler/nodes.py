@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from manager.scheduler import filters, needs, trees
 from manager.store import tables, views
-from skep import errors, pb, stamps
+from skep import errors, pb, stamps, tasknames
 
 FAILURE_WINDOW_S = 300.0  # how long a failure speaks against a node
 FAILURES_MAX = 5  # from so many on, a node is taken only when the others have as many
@@ -37,7 +37,7 @@ class NodeLoad:
     @property
     def name(self) -> str:
         """What people call the node."""
-        return self.node.description.hostname or self.node.id
+        return tasknames.node(self.node)
 
 
 def takers(state: views.View) -> list[str]:
