@@ -29,7 +29,7 @@ unit: setup-dev
 proto: setup-dev      ## rewrite skep/v1 from proto/
 	@./deploy/proto.sh
 
-simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one (KIND=consensus|cluster)
+simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one (KIND=consensus|cluster|engines)
 	@PYTHONHASHSEED=0 $(PY) -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND))
 
 crash: setup-dev      ## managers killed at random moments under load: ROUNDS=200, POWER=power to lose what was not synced

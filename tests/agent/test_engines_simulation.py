@@ -1,9 +1,9 @@
-"""A few seeds of the simulation of engines; `python -m tests.simulation.engines` runs many."""
+"""A few seeds of the simulation of engines; `make simulate KIND=engines` runs many."""
 
 import pytest
 
 from agent.tasks import machine
-from tests.simulation import engines
+from tests.simulation import engines, shadow
 
 pytestmark = pytest.mark.simulation
 
@@ -31,5 +31,5 @@ def test_a_container_that_is_left_behind_is_found(monkeypatch: pytest.MonkeyPatc
         for seed in range(1, 12):
             engines.simulate(seed)
 
-    with pytest.raises(engines.Violation, match="unknown containers are left"):
+    with pytest.raises(shadow.Violation, match="unknown containers are left"):
         run()

@@ -1,25 +1,18 @@
 """Agents with engines that fail, hang and lie, under a real dispatcher and the leader's loop, in virtual time.
 
-    python -m tests.simulation.engines --seeds 1000 [--first 1]
-
 Engines refuse calls, hang, do what they were asked and deny it, claim to have done what they did not, show a container
 as it was a while ago, and lose events; containers die, machines lose power, agents are killed, links are cut, the lead
 changes; meanwhile services are created, changed and scaled. Every moment: no task is ever started twice. In the end,
 with everything mended: every slot of every service runs exactly once, and the machines hold nothing else.
 """
 
-import argparse
 import asyncio
 import collections
 import contextlib
 import dataclasses
-import logging
+import hashlib
 import random
-import sys
-import time
 from collections.abc import AsyncIterator, Callable
-
-import structlog
 
 from agent.runtime import base, memory
 from manager import loops
@@ -27,6 +20,7 @@ from manager.control import services as intents
 from skep import errors, ids, pb
 from tests import virtual_time
 from tests.agent import joined
+from tests.simulation import shadow
 
 NODES, SERVICES = 4, 3
 FAULTS_S = 180.0
@@ -34,10 +28,6 @@ STEP_S = 6.0  # at most, between two deeds
 SETTLED_WITHIN_S, QUIET_S = 3000.0, 120.0  # how soon all must be well, and for how long it must stay so
 HANG_S = 45.0  # more than an observation may take
 REFUSED, DENIED, FATAL, HUNG, STALE = 0.08, 0.05, 0.01, 0.04, 0.05
-
-
-class Violation(AssertionError):
-    """Something that must never happen."""
 
 
 class Engine(memory.MemoryRuntime):
@@ -113,7 +103,7 @@ class Engine(memory.MemoryRuntime):
     def _run(self, task_id: str, entry: memory._Entry) -> None:  # type: ignore[explicit-override]
         self.starts[task_id] += 1
         if self.starts[task_id] > 1:
-            raise Violation(f"task {task_id} was started twice")
+            raise shadow.Violation(f"task {task_id} was started twice")
         super()._run(task_id, entry)
 
 
@@ -122,9 +112,15 @@ class Report:
     """What a run amounted to."""
 
     seed: int
+    trace: str  # digest over all tasks that ever were and all that was done to them
+    virtual_s: float
     tasks: int  # that ever were
     deeds: collections.Counter[str]
     settled_s: float
+
+    def summary(self) -> str:
+        """See kinds.Report."""
+        return f"{self.tasks} tasks, {sum(self.deeds.values())} deeds, settled after {self.settled_s:.0f} s"
 
 
 class World:
@@ -301,9 +297,13 @@ async def _simulate(seed: int) -> Report:
             if world.unsettled():
                 since = loop.time()
             if since > began + SETTLED_WITHIN_S:
-                raise Violation(f"not settled: {world.unsettled()}")
+                raise shadow.Violation(f"not settled: {world.unsettled()}")
             await asyncio.sleep(1.0)
-        return Report(seed, len(world.everything), world.deeds, since - began)
+        everything = repr((list(world.everything), sorted(world.deeds.items()), since)).encode()
+        return Report(
+            seed=seed, trace=hashlib.sha256(everything).hexdigest()[:16], virtual_s=loop.time(),
+            tasks=len(world.everything), deeds=world.deeds, settled_s=since - began,
+        )  # fmt: skip
     finally:
         await world.stop()
 
@@ -312,33 +312,3 @@ def simulate(seed: int) -> Report:
     """Runs one seed. Raises Violation when an invariant does not hold."""
     with asyncio.Runner(loop_factory=virtual_time.VirtualLoop) as runner:
         return runner.run(_simulate(seed))
-
-
-def main() -> int:
-    """Exit code 0 when every seed holds."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.engines")
-    parser.add_argument("--seeds", type=int, default=20, help="how many, from --first on")
-    parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=None, help="only this one, with the log")
-    arguments = parser.parse_args()
-    if arguments.seed is None:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    seeds = [arguments.seed] if arguments.seed else range(arguments.first, arguments.first + arguments.seeds)
-    began, tasks = time.perf_counter(), 0
-    for seed in seeds:
-        try:
-            report = simulate(seed)
-        except Exception as error:
-            print(f"FAILED: seed {seed}: {type(error).__name__}: {error}", file=sys.stderr)
-            if arguments.seed is not None:
-                raise
-            return 1
-        tasks += report.tasks
-        print(f"seed {seed}: ok, {report.tasks} tasks, settled after {report.settled_s:.0f} s, {dict(report.deeds)}",
-              flush=True)  # fmt: skip
-    print(f"{len(seeds)} seeds, {tasks} tasks in {time.perf_counter() - began:.1f} s: none lost, none doubled")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,15 @@
-"""The two kinds of simulation behind one command: consensus alone (quick), and a whole cluster."""
+"""The kinds of simulation behind one command: consensus alone, a whole cluster, and agents with bad engines."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
-from tests.simulation import run
+from tests.simulation import engines, run
 from tests.simulation.cluster import run as cluster_run
 
 CONSENSUS = "consensus"
 CLUSTER = "cluster"
+ENGINES = "engines"
 
 
 class Report(Protocol):
@@ -31,7 +32,11 @@ class Report(Protocol):
 
 Simulate = Callable[[int], Report]
 
-KINDS: dict[str, Simulate] = {CONSENSUS: run.simulate, CLUSTER: cluster_run.simulate}
+KINDS: dict[str, Simulate] = {
+    CONSENSUS: run.simulate,
+    CLUSTER: cluster_run.simulate,
+    ENGINES: engines.simulate,
+}
 
 
 @dataclasses.dataclass(frozen=True)
