@@ -258,6 +258,9 @@ class AgentSession:
         match message.WhichOneof("body"):
             case "heartbeat":
                 self._heartbeat_every(message.heartbeat.heartbeat_period, message.heartbeat.spread)
+                # Only once this node knows what belongs here: a task may have been replaced during its silence.
+                if message.heartbeat.answers and not self._full_due:
+                    self._worker.lease.answered(message.heartbeat.answers)
             case "assignments":
                 self._assigned(message.assignments)
             case "managers":
@@ -311,8 +314,8 @@ class AgentSession:
 
     async def _heartbeats(self, stream: link.AgentLink) -> None:
         while True:
-            await self._send(stream, pb.AgentMessage(heartbeat=pb.Heartbeat()))
-            await asyncio.sleep(self._period_s)
+            await self._send(stream, pb.AgentMessage(heartbeat=pb.Heartbeat(number=self._worker.lease.sent())))
+            await self._worker.lease.pause(self._period_s)
 
     def _status_changed(self, task_id: str, status: pb.TaskStatus) -> None:
         if self.manager:  # without a session nothing needs to be kept: the next one starts with all of them

@@ -5,13 +5,14 @@ task; `remove_all` does. Which tasks should be here is the managers' business; h
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 
 import structlog
 
 from agent import backoff
 from agent.runtime import base
-from agent.tasks import driver, machine, payloads, record
+from agent.tasks import driver, lease, machine, payloads, record
 from skep import clock, errors, ids, pb
 
 log = structlog.get_logger(__name__)
@@ -20,6 +21,7 @@ BEGINNINGS_MAX = 32  # tasks prepared or started at the same time; more only mak
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
 TIDY_S = 300.0  # between two looks whether the disk is too full and whether there is what nobody has assigned
+LEASE_LOOK_S = 0.5  # the machine may have slept: no timer says in time that a lease is over
 RESTART_S = 5.0  # a driver that crashed is our fault; its task must not suffer for long
 
 Listener = Callable[[str, pb.TaskStatus], None]
@@ -28,7 +30,15 @@ Listener = Callable[[str, pb.TaskStatus], None]
 class Worker:
     """The tasks of this node. Needs a running event loop; the runtime is opened and closed by its owner."""
 
-    def __init__(self, *, runtime: base.Runtime, record: record.Record, clock: clock.Clock, rng: ids.Rng) -> None:
+    def __init__(
+        self,
+        *,
+        runtime: base.Runtime,
+        record: record.Record,
+        clock: clock.Clock,
+        uptime: clock.Uptime,
+        rng: ids.Rng,
+    ) -> None:
         self._runtime = runtime
         self._record = record
         self._rng = rng
@@ -41,11 +51,18 @@ class Worker:
         self._watching: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
+        self.lease = lease.Lease(uptime=uptime, record=record)
+        self.lease.renewing = self._check_leases
+        self.lease.renewed = self._wake_leased
+        self._leased: dict[str, driver.Driver] = {}  # tasks that must never run twice
+        self._leases_moved = asyncio.Event()
+        self._leasing: asyncio.Task[None] | None = None
         self._compared = False  # whether the managers have said which tasks are all that belong here
         self._tools = driver.Tools(
             runtime=runtime,
             node=lambda: self._node,
             files=self._payloads.files,
+            lease=self.lease,
             publish=self._publish,
             gate=asyncio.Semaphore(BEGINNINGS_MAX),
             clock=clock,
@@ -66,15 +83,16 @@ class Worker:
         self._resume()
         self._watching = asyncio.create_task(self._watch(), name="worker.events")
         self._tidying = asyncio.create_task(self._tidy(), name="worker.tidy")
+        self._leasing = asyncio.create_task(self._watch_leases(), name="worker.leases")
 
     async def close(self) -> None:
         """Lets go of all tasks and leaves them running."""
-        background = (self._watching, self._sweeping, self._tidying)
+        background = (self._watching, self._sweeping, self._tidying, self._leasing)
         tasks = [task for task in (*background, *self._running.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._watching = self._sweeping = self._tidying = None
+        self._watching = self._sweeping = self._tidying = self._leasing = None
         self._running.clear()
 
     async def remove_all(self) -> None:
@@ -156,6 +174,9 @@ class Worker:
     def _drive(self, task: pb.Task, spec: pb.ServiceSpec, status: pb.TaskStatus) -> driver.Driver:
         made = driver.Driver(task=task, spec=spec, status=status, tools=self._tools)
         self._drivers[task.id] = made
+        if made.lease_s is not None:
+            self._leased[task.id] = made
+            self._leases_changed()
         running = asyncio.create_task(_supervised(made), name=f"task.{task.id}")
         self._running[task.id] = running
         running.add_done_callback(lambda ended: self._ended(made, ended))
@@ -174,6 +195,9 @@ class Worker:
         task_id = ended.task.id
         if self._running.get(task_id) is running:
             del self._running[task_id]
+        if self._leased.get(task_id) is ended:
+            del self._leased[task_id]
+            self._leases_changed()
         if running.cancelled():
             return
         if ended.forgotten and self._drivers.get(task_id) is ended:
@@ -192,6 +216,31 @@ class Worker:
         if unused:
             self._record.drop_revisions(unused)
         self._payloads.keep(self._revisions.values())
+
+    # ---------------------------------------------------------------- tasks that must never run twice
+
+    def _leases_changed(self) -> None:
+        self.lease.hold(min((each.lease_s or math.inf for each in self._leased.values()), default=math.inf))
+        self._leases_moved.set()
+
+    async def _watch_leases(self) -> None:
+        while True:
+            self._leases_moved.clear()
+            self._check_leases()
+            try:
+                async with asyncio.timeout(LEASE_LOOK_S if self._leased else None):
+                    await self._leases_moved.wait()
+            except TimeoutError:
+                continue
+
+    def _check_leases(self) -> None:
+        for each in self._leased.values():
+            each.check_lease()
+
+    def _wake_leased(self) -> None:
+        for each in self._leased.values():
+            if each.status.state == machine.READY:
+                each.look()
 
     # ---------------------------------------------------------------- the runtime
 

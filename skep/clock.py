@@ -1,10 +1,14 @@
-"""Wall-clock time, from one place.
+"""Wall-clock time and the machine's uptime, from one place.
 
 Monotonic time comes from the running event loop (`loop.time()`), so that the simulator can own it.
 """
 
+import functools
+import pathlib
 import time
 from typing import Protocol
+
+BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")  # see random(4)
 
 
 class Clock(Protocol):
@@ -20,3 +24,27 @@ class SystemClock:
 
     def now(self) -> float:
         return time.time()
+
+
+class Uptime(Protocol):
+    """A machine's steady time: it goes on while the machine sleeps, over restarts of a process, and never jumps."""
+
+    @property
+    def boot(self) -> str:
+        """Which boot of the machine the time is counted from."""
+        ...
+
+    def now(self) -> float:
+        """Seconds since then."""
+        ...
+
+
+class SystemUptime:
+    """This machine's."""
+
+    @functools.cached_property
+    def boot(self) -> str:
+        return BOOT_ID.read_text().strip()
+
+    def now(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -12,7 +12,7 @@ AT_MOST_ONCE = "io.skep.at-most-once"  # never two of a slot: "true", or the lea
 START_DEADLINE = "io.skep.start-deadline"  # how long an update waits for a new task to run
 
 LEASE_DEFAULT_S = 30.0
-LEASE_MIN_S = 1.0
+LEASE_MIN_S = 2.0
 START_DEADLINE_DEFAULT_S = 600.0
 STOP_GRACE_DEFAULT_S = 10.0
 KILL_S = 5.0  # what an engine may take to kill and to report, beyond the grace period
@@ -39,7 +39,7 @@ def start_deadline_s(labels: Mapping[str, str]) -> float:
 
 
 def certainly_stopped_s(spec: pb.ServiceSpec) -> float:
-    """How long after a node was last heard of its at-most-once task has certainly stopped, by any manager's clock.
+    """How long after a node went down its at-most-once task has certainly stopped, by any manager's steady clock.
 
     Lease, stopping and killing by the agent's clock, stretched by what the clocks may differ in speed.
     """

@@ -47,6 +47,16 @@ class LoopClock:
         return 1_700_000_000.0 + asyncio.get_running_loop().time()
 
 
+class LoopUptime:
+    """A machine's uptime that goes with the running loop."""
+
+    def __init__(self) -> None:
+        self.boot = "first"
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs a test's coroutine in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:

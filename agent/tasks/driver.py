@@ -13,8 +13,8 @@ import structlog
 
 from agent import backoff
 from agent.runtime import base
-from agent.tasks import machine, output
-from skep import clock, errors, ids, pb, stamps
+from agent.tasks import lease, machine, output
+from skep import clock, errors, ids, pb, policies, stamps
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +34,7 @@ class Tools:
     runtime: base.Runtime
     node: Callable[[], pb.Node]  # this node's own object, for templates
     files: Callable[[base.Workload], tuple[base.File, ...]]  # the secrets and configs of a task
+    lease: lease.Lease
     publish: Callable[[str, pb.TaskStatus], None]  # task ID, its new status
     gate: asyncio.Semaphore  # how many tasks may be prepared or started at the same time
     clock: clock.Clock
@@ -57,6 +58,8 @@ class Driver:
         self._retry = backoff.Backoff(first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S, rng=tools.rng, floor=0.5)
         self._completed: machine.Action | None = None
         self._failure = ""
+        self.lease_s = policies.lease_s(spec.labels)  # for tasks that must never run twice
+        self._lapsed = False  # its lease ran out while it was starting or running: it has to end
         if task.desired_state >= machine.SHUTDOWN:
             self._stop_wished.set()
 
@@ -85,6 +88,19 @@ class Driver:
         """Something may have changed in the runtime."""
         self._wake.set()
 
+    def check_lease(self) -> None:
+        """Stops the task if it must never run twice and its lease is over, whatever is heard from now on."""
+        if machine.STARTING <= self.status.state <= machine.RUNNING and self._lease_over:
+            if not self._lapsed:
+                log.warning("task.lease_over", task=self._task.id, lease_s=self.lease_s)
+            self._lapsed = True
+            self._stop_wished.set()
+            self._wake.set()
+
+    @property
+    def _lease_over(self) -> bool:
+        return self._lapsed or (self.lease_s is not None and self._tools.lease.over(self.lease_s))
+
     def _wish_changed(self) -> None:
         if self._desired >= machine.SHUTDOWN:
             self._stop_wished.set()
@@ -109,7 +125,8 @@ class Driver:
                     observation=observation,
                     completed=self._completed,
                     failure=self._failure,
-                    unhealthy=self.status.err == machine.UNHEALTHY,
+                    verdict=self.status.err if self.status.err in machine.VERDICTS else "",
+                    lease_over=self._lease_over,
                 )
             )
             completed, self._completed, self._failure = self._completed, None, ""

@@ -10,7 +10,7 @@ import enum
 from typing import TypeAlias
 
 from agent.runtime import base
-from skep import errors, pb
+from skep import errors, pb, policies
 
 State: TypeAlias = pb.TaskState.ValueType
 
@@ -27,7 +27,10 @@ REJECTED = pb.TASK_STATE_REJECTED
 REMOVE = pb.TASK_STATE_REMOVE
 ORPHANED = pb.TASK_STATE_ORPHANED
 
-UNHEALTHY = "unhealthy container"  # in the status' err from the verdict until the container has been stopped
+# In the status' err from the verdict until the container has been stopped:
+UNHEALTHY = "unhealthy container"
+LEASE_OVER = f"no manager was heard of for too long: stopped, because it must never run twice ({policies.AT_MOST_ONCE})"
+VERDICTS = (UNHEALTHY, LEASE_OVER)
 
 MOVES: dict[State, dict[State, str]] = {
     ASSIGNED: {
@@ -52,12 +55,12 @@ MOVES: dict[State, dict[State, str]] = {
         RUNNING: "runs, and is healthy if that is checked",
         COMPLETE: "exited 0",
         SHUTDOWN: "stopped on request",
-        FAILED: "did not start, exited non-zero, unhealthy",
+        FAILED: "did not start, exited non-zero, unhealthy, lease over",
     },
     RUNNING: {
         COMPLETE: "exited 0",
         SHUTDOWN: "stopped on request",
-        FAILED: "exited non-zero, unhealthy, vanished",
+        FAILED: "exited non-zero, unhealthy, lease over, vanished",
     },
     COMPLETE: {},
     SHUTDOWN: {},
@@ -88,7 +91,8 @@ class Situation:
     observation: base.Observation
     completed: Action | None = None  # the action that has just come to a good end
     failure: str = ""  # the last action failed for good, in words
-    unhealthy: bool = False  # the container was found unhealthy earlier
+    verdict: str = ""  # why the container is being stopped, if it is and nobody wished it: one of VERDICTS
+    lease_over: bool = False  # it must never run twice, and for its lease nothing was heard of a manager
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +166,7 @@ def _preparing(now: Situation) -> Step:
 def _ready(now: Situation) -> Step:
     if now.observation.phase is base.Phase.ABSENT:
         return Step(REJECTED, Action.NONE, err="the container vanished before it was started")
-    if now.desired >= RUNNING:
+    if now.desired >= RUNNING and not now.lease_over:
         return Step(STARTING, Action.NONE, "starting")
     return Step(READY, Action.WAIT)
 
@@ -178,6 +182,8 @@ def _started(now: Situation) -> Step:
         return _exited(now)
     if seen.phase is base.Phase.ABSENT:
         return Step(FAILED, Action.NONE, err="the container is gone: it was removed from outside")
+    if now.lease_over:
+        return Step(FAILED, Action.NONE, err=LEASE_OVER)
     if now.state == STARTING:
         return Step(STARTING, Action.START)
     return Step(FAILED, Action.NONE, err="the container was replaced from outside by one that does not run")
@@ -185,8 +191,9 @@ def _started(now: Situation) -> Step:
 
 def _alive(now: Situation) -> Step:
     seen = now.observation
-    if now.unhealthy or seen.healthy is False:
-        return Step(now.state, Action.STOP, err=UNHEALTHY)  # FAILED once it has ended: its ports are free then
+    verdict = now.verdict or (LEASE_OVER if now.lease_over else UNHEALTHY if seen.healthy is False else "")
+    if verdict:
+        return Step(now.state, Action.STOP, err=verdict)  # FAILED once it has ended: its ports are free then
     if now.state == STARTING and (seen.healthy or not seen.health_checked):
         return Step(RUNNING, Action.NONE, "started")
     return Step(now.state, Action.WAIT)
@@ -194,8 +201,10 @@ def _alive(now: Situation) -> Step:
 
 def _exited(now: Situation) -> Step:
     code, reason = now.observation.exit_code, now.observation.error
-    if now.unhealthy:
+    if now.verdict == UNHEALTHY:
         return Step(FAILED, Action.NONE, err=f"task: non-zero exit ({code}): {UNHEALTHY}")
+    if now.verdict or now.lease_over:
+        return Step(FAILED, Action.NONE, err=LEASE_OVER)
     if code == 0 and not reason:
         return Step(COMPLETE, Action.NONE, "finished")
     if code == 0:

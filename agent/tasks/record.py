@@ -7,6 +7,7 @@ anyway, and the managers send the full set again.
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,9 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, task BLOB NOT NULL, status BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revisions (id TEXT PRIMARY KEY, revision BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS node (only INTEGER PRIMARY KEY CHECK (only = 1), node BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS lease (
+    only INTEGER PRIMARY KEY CHECK (only = 1), boot TEXT NOT NULL, proven_at REAL NOT NULL
+);
 """
 IN_MEMORY = ":memory:"
 BUSY_S = 5.0  # how long a previous process of this agent may take to let go of the file
@@ -70,6 +74,15 @@ class Record:
         """This node's own object as it was last heard; None before the first session."""
         row = self._db.execute("SELECT node FROM node").fetchone()
         return pb.Node.FromString(row[0]) if row else None
+
+    def proven_at(self, boot: str) -> float:
+        """See `lease.Lease`: the uptime of the latest answered heartbeat on record; minus infinity without one."""
+        row = self._db.execute("SELECT proven_at FROM lease WHERE boot = ?", (boot,)).fetchone()
+        return float(row[0]) if row else -math.inf
+
+    def save_proven(self, boot: str, proven_at: float) -> None:
+        """Records that uptime."""
+        self._db.execute("INSERT OR REPLACE INTO lease VALUES (1, ?, ?)", (boot, proven_at))
 
     def save_task(self, task: pb.Task, status: pb.TaskStatus) -> None:
         """Records a task as assigned, with its status here."""

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from manager.dispatcher import admission, assignments, heartbeats, metrics, nodes, session, statuses
+from manager.orchestrator import tasks
 from manager.store import commit, store, watching
 from skep import clock, errors, ids, link, pb, stamps
 from skep.security import identity
@@ -37,16 +38,19 @@ class Dispatcher:
         rng: ids.Rng,
         leader_addr: Callable[[], str],
         managers: Callable[[], Sequence[str]],
+        sure_to_lead: Callable[[], bool] = lambda: True,
         counters: metrics.Metrics | None = None,
     ) -> None:
         """`leader_addr` gives the leader's cluster address (empty while unknown), `managers` those of all managers.
 
+        `sure_to_lead` says whether nobody else can lead at this moment, as far as time-outs tell.
         Call `lead_moved` when the leader changes.
         """
         self._store = store
         self._rng = rng
         self._leader_addr = leader_addr
         self._managers = managers
+        self._sure_to_lead = sure_to_lead
         self._metrics = counters or metrics.Metrics()
         self._nodes = nodes.NodeWriter(target=store, committer=committer, clock=clock)
         self._statuses = statuses.StatusWriter(target=store, committer=committer, clock=clock, metrics=self._metrics)
@@ -86,6 +90,7 @@ class Dispatcher:
             for name, loop in (
                 ("changes", self._follow_changes),
                 ("liveness", self._heartbeats.run),
+                ("silence", self._heartbeats.silence.run),
                 ("statuses", self._statuses.run),
                 ("descriptions", self._write_descriptions),
             )
@@ -247,7 +252,7 @@ class Dispatcher:
                 self._heartbeats.heard(opened.node_id)
             match message.WhichOneof("body"):
                 case "heartbeat":
-                    opened.heartbeat()
+                    opened.heartbeat(message.heartbeat.number if self._proves_life(opened) else 0)
                 case "statuses":
                     self._statuses.offer(opened.node_id, message.statuses)
                 case "log":
@@ -263,6 +268,11 @@ class Dispatcher:
             taken += 1
             if taken % MESSAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+    def _proves_life(self, opened: session.Session) -> bool:
+        """Whether what is heard over the session lets the node's tasks live on that must never run twice."""
+        current = self._sessions.get(opened.node_id) is opened
+        return current and self._sure_to_lead() and not self._heartbeats.doubted(opened.node_id)
 
     async def _write_descriptions(self) -> None:
         while True:
@@ -294,6 +304,7 @@ class Dispatcher:
                 changes = self._watch.take()
             except watching.Lagged:
                 self._heartbeats.configure()
+                self._heartbeats.silence.missed()
                 for open_session in self._sessions.values():
                     open_session.mark_all()
                     open_session.node_changed()
@@ -321,6 +332,8 @@ class Dispatcher:
             if concerned is not None:
                 concerned.end(errors.Denied(f"node {change.id} was removed from the cluster"))
             return
+        if tasks.lost(new) and not tasks.lost(old):
+            self._heartbeats.silence.count(new)
         if old is None and concerned is None:
             self._heartbeats.expect(change.id)  # it has its certificate and should register now
         if old is not None and concerned is not None and (old.spec != new.spec or old.role != new.role):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
-from manager.dispatcher import admission, liveness, metrics, nodes
+from manager.dispatcher import admission, liveness, metrics, nodes, silence
 from manager.store import store
 from skep import errors, ids, pb, stamps
 
@@ -45,10 +45,14 @@ class Heartbeats:
         self._configured_s = PERIOD_DEFAULT_S
         self._grace_s = 0.0  # for agents that were told to spread their return
         self._moved = asyncio.Event()
+        self._owed: dict[str, liveness.Verdict] = {}  # verdicts that are not written yet
+        self.silence = silence.Silence(target=target, writer=writer)
 
     def begin(self) -> None:
         """A new leadership: whatever was known is void, every node that is not down is expected."""
         self._liveness = liveness.Liveness()
+        self._owed = {}
+        self.silence.begin()
         self.configure()
         expected = [node.id for node in self._store.view().nodes if node.status.state != pb.NODE_STATE_DOWN]
         self._grace_s = admission.spread_s(len(expected))
@@ -86,6 +90,10 @@ class Heartbeats:
         if self._liveness.heard(node_id, down_at=now + SILENT_PERIODS * self.period_s()):
             self._moved.set()
 
+    def doubted(self, node_id: str) -> bool:
+        """Whether the node may just be being given up: what it says now comes too late for its tasks' leases."""
+        return node_id in self._owed
+
     def expect(self, node_id: str) -> None:
         """A node that should register with this leader soon."""
         now, period_s = asyncio.get_running_loop().time(), self.period_s()
@@ -98,14 +106,13 @@ class Heartbeats:
 
     async def run(self) -> None:
         """Pronounces on silent nodes until cancelled."""
-        owed: dict[str, liveness.Verdict] = {}  # verdicts that could not be written yet
         while True:
             loop = asyncio.get_running_loop()
-            owed |= self._silent(loop.time())
-            if owed:
+            self._owed |= self._silent(loop.time())
+            if self._owed:
                 try:
-                    await self._pronounce(owed)
-                    owed = {}
+                    await self._pronounce(self._owed)
+                    self._owed = {}
                 except errors.Unavailable:
                     await asyncio.sleep(RETRY_S)
                 continue

@@ -25,6 +25,8 @@ def down(message: str) -> Change:
     """The node is down."""
 
     def change(node: pb.Node) -> None:
+        if node.status.state != pb.NODE_STATE_DOWN:
+            node.status.silent = 0
         node.status.state = pb.NODE_STATE_DOWN
         node.status.message = message
 
@@ -70,6 +72,7 @@ class NodeWriter:
             node.status.state = pb.NODE_STATE_READY
             node.status.addr = addr
             node.status.message = ""
+            node.status.silent = 0
 
         while not await self.change({node_id: ready}):
             # A manager that was replaced without noticing must not give a node its outdated set of tasks. And what was

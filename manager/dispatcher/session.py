@@ -78,6 +78,7 @@ class Session:
         self._ripe = False  # the dirty tasks have waited for others to come along
         self._heartbeat_due = False
         self._heartbeat_due_since = 0.0
+        self._heartbeat_number = 0  # of the latest that was a sign of life and is not answered yet
         self._managers_due = True
         self._node_due = False
         self._credits_due: dict[int, int] = {}
@@ -96,8 +97,12 @@ class Session:
 
     # ---------------------------------------------------------------- what is due
 
-    def heartbeat(self) -> None:
-        """The agent sent a heartbeat. One that speaks and does not listen is of no use: its session is ended."""
+    def heartbeat(self, number: int) -> None:
+        """The agent sent a heartbeat; `number` is 0 when it is no sign of life that its tasks may live on.
+
+        An agent that speaks and does not listen is of no use: its session is ended.
+        """
+        self._heartbeat_number = max(number, self._heartbeat_number)
         now = asyncio.get_running_loop().time()
         if not self._heartbeat_due:
             self._heartbeat_due, self._heartbeat_due_since = True, now
@@ -227,8 +232,11 @@ class Session:
             await self._flush_outbox()
             if self._heartbeat_due:
                 self._heartbeat_due = False
+                answers, self._heartbeat_number = self._heartbeat_number, 0
                 reply = pb.HeartbeatReply(
-                    heartbeat_period=stamps.to_nanos(self._period()), spread=stamps.to_nanos(self._spread())
+                    heartbeat_period=stamps.to_nanos(self._period()),
+                    spread=stamps.to_nanos(self._spread()),
+                    answers=answers,
                 )
                 await self._stream.send(pb.ManagerMessage(heartbeat=reply))
             if self._managers_due:

@@ -23,6 +23,8 @@ def of(now: turn.Turn, task: pb.Task) -> Standing:
         return Standing.STAYS
     node = now.node(task)
     if node is None or tasks.lost(node):
+        if not tasks.unassigned(task) and not certainly_stopped(now.state, task):
+            return Standing.STAYS  # the node will say when it has been silent for long enough
         due = replaceable_at(now.state, task, now.spec)
         if now.now >= due:
             return Standing.GONE
@@ -51,7 +53,7 @@ def down_since(node: pb.Node) -> float:
 
 
 def replaceable_at(state: views.View, task: pb.Task, wished: pb.ServiceSpec) -> float:
-    """From when on a task on a lost node may be replaced, seconds since the epoch; 0.0 = at once.
+    """From when on its service lets a task on a lost node be replaced, seconds since the epoch; 0.0 = at once.
 
     `wished` is what its service asks for now. A node that was deleted is given up by whoever deleted it.
     """
@@ -60,8 +62,6 @@ def replaceable_at(state: views.View, task: pb.Task, wished: pb.ServiceSpec) -> 
         return 0.0
     drained = node.spec.availability == pb.NODE_AVAILABILITY_DRAIN
     patience_s = 0.0 if drained else policies.replace_after_s(wished.labels)
-    if not tasks.unassigned(task):
-        patience_s = max(patience_s, lease_s(state, task))
     return down_since(node) + patience_s if patience_s else 0.0
 
 
@@ -71,3 +71,24 @@ def lease_s(state: views.View, task: pb.Task) -> float:
     if revision is None or policies.lease_s(revision.spec.labels) is None:
         return 0.0
     return policies.certainly_stopped_s(revision.spec)
+
+
+def certainly_stopped(state: views.View, task: pb.Task) -> bool:
+    """Whether a task on a lost node does not run any more, if it is one that must never run twice.
+
+    Its agent has stopped it by then (`agent.tasks.lease`). What is on a deleted node is vouched for by who deleted it.
+    """
+    node = state.nodes.get(task.node_id)
+    return node is None or node.status.silent >= stamps.to_nanos(lease_s(state, task))
+
+
+def awaited_silence_s(state: views.View, node_id: str) -> list[float]:
+    """How long a node that is down has to be silent for its tasks that must never run twice, where it was not yet.
+
+    In seconds, each as often as tasks wait for it; nothing for a node that is not down.
+    """
+    node = state.nodes.get(node_id)
+    if node is None or not tasks.lost(node):
+        return []
+    needed = [lease_s(state, task) for task in state.tasks.where("node", node_id) if not tasks.ended(task)]
+    return [each for each in needed if stamps.to_nanos(each) > node.status.silent]

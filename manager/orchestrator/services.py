@@ -85,6 +85,7 @@ def _node_matters(old: object, new: object) -> bool:
     return (
         tasks.invalid(old) != tasks.invalid(new)
         or tasks.lost(old) != tasks.lost(new)
+        or old.status.silent != new.status.silent
         or filters.unready(old) != filters.unready(new)
         or old.role != new.role
         or old.spec != new.spec

@@ -66,5 +66,5 @@ def _gone_at(state: views.View, other: pb.Task, waiting: pb.Task) -> float | Non
     lease_s = leaving.lease_s(state, other)
     node = state.nodes.get(other.node_id)
     if tasks.lost(node):
-        return leaving.down_since(node) + lease_s if node is not None and lease_s else 0.0
+        return 0.0 if leaving.certainly_stopped(state, other) else None
     return None if lease_s else max(tasks.created_at(waiting), stamps.seconds(other.updated_at)) + PATIENCE_S

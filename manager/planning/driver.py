@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from manager import plan
 from manager.orchestrator import tasks
-from manager.planning import agents
+from manager.planning import agents, silence
 from manager.store import store, views, watching
 from skep import errors, ids, pb, stamps
 
@@ -82,6 +82,7 @@ class Driver:
         self._seats = [_Seat(decider, everything=True) for decider in deciders]
         self._watch = target.watch((), lambda: None, limit=WATCH_MAX)
         view = target.view()
+        self._silence = silence.Silence(view)
         self._candidates: dict[str, None] = {
             task.id: None for task in view.tasks if task.status.state <= pb.TASK_STATE_RUNNING and task.node_id
         }
@@ -160,6 +161,7 @@ class Driver:
         for change in changes:
             if change.kind == "task" and change.new is not None:
                 self._candidates[change.id] = None
+            self._silence.look(change)
         for seat in self._seats:
             if not seat.everything:
                 self._mark(seat, view, changes)
@@ -174,7 +176,8 @@ class Driver:
     def _agents(self) -> bool:
         """Every agent takes its tasks one step further; whether any did."""
         chosen, self._candidates = self._candidates, {}
-        found = agents.reports(self.store.view(), chosen, self.now)
+        view = self.store.view()
+        found = agents.reports(view, chosen, self.now) + self._silence.reports(view, self.now)
         if not found:
             return False
         self._own(found)
@@ -190,4 +193,5 @@ class Driver:
         times = [
             due for seat in self._seats if seat.decider.name not in NOT_AWAITED and (due := seat.next_due()) is not None
         ]
-        return min(times, default=None)
+        counted = self._silence.next_due(self.store.view())
+        return min(times if counted is None else [*times, counted], default=None)

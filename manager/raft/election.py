@@ -42,15 +42,18 @@ class Election(replication.Replication):
             return self._is_quorum(self._responsive(self.times.election_min_s))
         return bool(self.leader_id) and self._now - self._leader_heard_at < self.times.election_min_s
 
+    def sure_to_lead(self, now: float) -> bool:
+        """Whether a majority has answered this leader so lately that it would elect nobody else yet."""
+        return self.leading and self._is_quorum(self._responsive(self.times.election_min_s, now))
+
     def leader_heard_ago_s(self, now: float) -> float | None:
         """Seconds since a leader was heard of; None when none was since the start."""
         return max(0.0, now - self._leader_heard_at) if self._leader_heard_at else None
 
-    def _responsive(self, within_s: float) -> dict[str, None]:
+    def _responsive(self, within_s: float, now: float | None = None) -> dict[str, None]:
         """Leader only: itself and the members that have answered lately."""
-        alive = {
-            node.id: None for node in self._others if self._now - self._last_response.get(node, -math.inf) < within_s
-        }
+        at = self._now if now is None else now
+        alive = {node.id: None for node in self._others if at - self._last_response.get(node, -math.inf) < within_s}
         alive[self.node_id] = None
         return alive
 

@@ -125,6 +125,11 @@ class RaftNode:
         return self._core is not None and self._core.in_charge and not self._stopping and not self.failure.done()
 
     @property
+    def sure_to_lead(self) -> bool:
+        """Whether it leads, and no other manager can have been elected yet, as far as time-outs tell."""
+        return self.is_leader and self._core is not None and self._core.sure_to_lead(asyncio.get_running_loop().time())
+
+    @property
     def leader_id(self) -> str:
         """Who leads, as far as this manager knows; '' when it knows of nobody."""
         return "" if self._core is None else self._core.leader_id

@@ -120,7 +120,9 @@ class AgentPart:
         self._stack.push_async_callback(self._runtime.close)
         recorded = record.Record(directory / "tasks.db")
         self._stack.callback(recorded.close)
-        self._worker = worker.Worker(runtime=self._runtime, record=recorded, clock=self._clock, rng=self._rng)
+        self._worker = worker.Worker(
+            runtime=self._runtime, record=recorded, clock=self._clock, uptime=clock.SystemUptime(), rng=self._rng
+        )
         with contextlib.suppress(errors.Unavailable):
             self.description = await self._describe()
         log.info("agent.opened", runtime=self._runtime.name, node=node_id)

@@ -112,6 +112,7 @@ class ManagerPart:
             rng=self._rng,
             leader_addr=self._live_leader_addr,
             managers=lambda: sorted(self._raft.members().values()),
+            sure_to_lead=lambda: self._raft.sure_to_lead,
             counters=self._metrics.dispatcher,
         )
         self.committer = self._raft

@@ -28,51 +28,51 @@ from skep.v1 import objects_pb2 as skep_dot_v1_dot_objects__pb2
 from skep.v1 import types_pb2 as skep_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18skep/v1/dispatcher.proto\x12\x07skep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15skep/v1/channel.proto\x1a\x15skep/v1/objects.proto\x1a\x13skep/v1/types.proto\"\x8e\x02\n\x0c\x41gentMessage\x12%\n\x08register\x18\x01 \x01(\x0b\x32\x11.skep.v1.RegisterH\x00\x12\'\n\theartbeat\x18\x02 \x01(\x0b\x32\x12.skep.v1.HeartbeatH\x00\x12)\n\x08statuses\x18\x03 \x01(\x0b\x32\x15.skep.v1.StatusReportH\x00\x12 \n\x03log\x18\x04 \x01(\x0b\x32\x11.skep.v1.LogChunkH\x00\x12/\n\x0b\x64\x65scription\x18\x05 \x01(\x0b\x32\x18.skep.v1.NodeDescriptionH\x00\x12(\n\x07\x63hannel\x18\x06 \x01(\x0b\x32\x15.skep.v1.ChannelFrameH\x00\x42\x06\n\x04\x62ody\"9\n\x08Register\x12-\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x18.skep.v1.NodeDescription\"\x0b\n\tHeartbeat\"H\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12#\n\x06status\x18\x02 \x01(\x0b\x32\x13.skep.v1.TaskStatus\":\n\x0cStatusReport\x12*\n\x07updates\x18\x01 \x03(\x0b\x32\x19.skep.v1.TaskStatusUpdate\"\xd9\x03\n\x0eManagerMessage\x12)\n\nregistered\x18\x01 \x01(\x0b\x32\x13.skep.v1.RegisteredH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.skep.v1.HeartbeatReplyH\x00\x12+\n\x0b\x61ssignments\x18\x03 \x01(\x0b\x32\x14.skep.v1.AssignmentsH\x00\x12%\n\x08redirect\x18\x04 \x01(\x0b\x32\x11.skep.v1.RedirectH\x00\x12(\n\x08managers\x18\x05 \x01(\x0b\x32\x14.skep.v1.ManagerListH\x00\x12*\n\x0blog_request\x18\x06 \x01(\x0b\x32\x13.skep.v1.LogRequestH\x00\x12(\n\nlog_cancel\x18\x07 \x01(\x0b\x32\x12.skep.v1.LogCancelH\x00\x12\x1d\n\x04node\x18\x08 \x01(\x0b\x32\r.skep.v1.NodeH\x00\x12(\n\nlog_credit\x18\t \x01(\x0b\x32\x12.skep.v1.LogCreditH\x00\x12(\n\x07\x63hannel\x18\n \x01(\x0b\x32\x15.skep.v1.ChannelFrameH\x00\x12\x1f\n\x05later\x18\x0b \x01(\x0b\x32\x0e.skep.v1.LaterH\x00\x42\x06\n\x04\x62ody\"\x1c\n\x05Later\x12\x13\n\x0bretry_after\x18\x01 \x01(\x03\"g\n\nRegistered\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10heartbeat_period\x18\x02 \x01(\x03\x12\x1b\n\x04node\x18\x03 \x01(\x0b\x32\r.skep.v1.Node\x12\x0e\n\x06spread\x18\x04 \x01(\x03\":\n\x0eHeartbeatReply\x12\x18\n\x10heartbeat_period\x18\x01 \x01(\x03\x12\x0e\n\x06spread\x18\x02 \x01(\x03\"\x1c\n\x0bManagerList\x12\r\n\x05\x61\x64\x64rs\x18\x01 \x03(\t\"\x18\n\x08Redirect\x12\x0c\n\x04\x61\x64\x64r\x18\x01 \x01(\t\"\xda\x01\n\x0b\x41ssignments\x12\x0c\n\x04\x66ull\x18\x01 \x01(\x08\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x1c\n\x05tasks\x18\x03 \x03(\x0b\x32\r.skep.v1.Task\x12$\n\trevisions\x18\x04 \x03(\x0b\x32\x11.skep.v1.Revision\x12\x15\n\rremoved_tasks\x18\x05 \x03(\t\x12\x0c\n\x04more\x18\x06 \x01(\x08\x12 \n\x07secrets\x18\x07 \x03(\x0b\x32\x0f.skep.v1.Secret\x12 \n\x07\x63onfigs\x18\x08 \x03(\x0b\x32\x0f.skep.v1.Config\"\xa2\x01\n\nLogRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0e\n\x06stdout\x18\x04 \x01(\x08\x12\x0e\n\x06stderr\x18\x05 \x01(\x08\x12\x0c\n\x04tail\x18\x06 \x01(\x03\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63redit\x18\x08 \x01(\r\"\'\n\tLogCredit\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\r\"\x17\n\tLogCancel\x12\n\n\x02id\x18\x01 \x01(\x04\"\x8f\x01\n\x08LogEntry\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x06stream\x18\x02 \x01(\x0e\x32\x12.skep.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\"\n\x06origin\x18\x04 \x01(\x0e\x32\x12.skep.v1.LogOrigin\"^\n\x08LogChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\"\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x11.skep.v1.LogEntry\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t*Q\n\tLogStream\x12\x16\n\x12LOG_STREAM_UNKNOWN\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02*J\n\tLogOrigin\x12\x13\n\x0fLOG_ORIGIN_TASK\x10\x00\x12\x13\n\x0fLOG_ORIGIN_KEPT\x10\x01\x12\x13\n\x0fLOG_ORIGIN_SKEP\x10\x02\x32K\n\nDispatcher\x12=\n\x07Session\x12\x15.skep.v1.AgentMessage\x1a\x17.skep.v1.ManagerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18skep/v1/dispatcher.proto\x12\x07skep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15skep/v1/channel.proto\x1a\x15skep/v1/objects.proto\x1a\x13skep/v1/types.proto\"\x8e\x02\n\x0c\x41gentMessage\x12%\n\x08register\x18\x01 \x01(\x0b\x32\x11.skep.v1.RegisterH\x00\x12\'\n\theartbeat\x18\x02 \x01(\x0b\x32\x12.skep.v1.HeartbeatH\x00\x12)\n\x08statuses\x18\x03 \x01(\x0b\x32\x15.skep.v1.StatusReportH\x00\x12 \n\x03log\x18\x04 \x01(\x0b\x32\x11.skep.v1.LogChunkH\x00\x12/\n\x0b\x64\x65scription\x18\x05 \x01(\x0b\x32\x18.skep.v1.NodeDescriptionH\x00\x12(\n\x07\x63hannel\x18\x06 \x01(\x0b\x32\x15.skep.v1.ChannelFrameH\x00\x42\x06\n\x04\x62ody\"9\n\x08Register\x12-\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x18.skep.v1.NodeDescription\"\x1b\n\tHeartbeat\x12\x0e\n\x06number\x18\x01 \x01(\x04\"H\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12#\n\x06status\x18\x02 \x01(\x0b\x32\x13.skep.v1.TaskStatus\":\n\x0cStatusReport\x12*\n\x07updates\x18\x01 \x03(\x0b\x32\x19.skep.v1.TaskStatusUpdate\"\xd9\x03\n\x0eManagerMessage\x12)\n\nregistered\x18\x01 \x01(\x0b\x32\x13.skep.v1.RegisteredH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.skep.v1.HeartbeatReplyH\x00\x12+\n\x0b\x61ssignments\x18\x03 \x01(\x0b\x32\x14.skep.v1.AssignmentsH\x00\x12%\n\x08redirect\x18\x04 \x01(\x0b\x32\x11.skep.v1.RedirectH\x00\x12(\n\x08managers\x18\x05 \x01(\x0b\x32\x14.skep.v1.ManagerListH\x00\x12*\n\x0blog_request\x18\x06 \x01(\x0b\x32\x13.skep.v1.LogRequestH\x00\x12(\n\nlog_cancel\x18\x07 \x01(\x0b\x32\x12.skep.v1.LogCancelH\x00\x12\x1d\n\x04node\x18\x08 \x01(\x0b\x32\r.skep.v1.NodeH\x00\x12(\n\nlog_credit\x18\t \x01(\x0b\x32\x12.skep.v1.LogCreditH\x00\x12(\n\x07\x63hannel\x18\n \x01(\x0b\x32\x15.skep.v1.ChannelFrameH\x00\x12\x1f\n\x05later\x18\x0b \x01(\x0b\x32\x0e.skep.v1.LaterH\x00\x42\x06\n\x04\x62ody\"\x1c\n\x05Later\x12\x13\n\x0bretry_after\x18\x01 \x01(\x03\"g\n\nRegistered\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10heartbeat_period\x18\x02 \x01(\x03\x12\x1b\n\x04node\x18\x03 \x01(\x0b\x32\r.skep.v1.Node\x12\x0e\n\x06spread\x18\x04 \x01(\x03\"K\n\x0eHeartbeatReply\x12\x18\n\x10heartbeat_period\x18\x01 \x01(\x03\x12\x0e\n\x06spread\x18\x02 \x01(\x03\x12\x0f\n\x07\x61nswers\x18\x03 \x01(\x04\"\x1c\n\x0bManagerList\x12\r\n\x05\x61\x64\x64rs\x18\x01 \x03(\t\"\x18\n\x08Redirect\x12\x0c\n\x04\x61\x64\x64r\x18\x01 \x01(\t\"\xda\x01\n\x0b\x41ssignments\x12\x0c\n\x04\x66ull\x18\x01 \x01(\x08\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x1c\n\x05tasks\x18\x03 \x03(\x0b\x32\r.skep.v1.Task\x12$\n\trevisions\x18\x04 \x03(\x0b\x32\x11.skep.v1.Revision\x12\x15\n\rremoved_tasks\x18\x05 \x03(\t\x12\x0c\n\x04more\x18\x06 \x01(\x08\x12 \n\x07secrets\x18\x07 \x03(\x0b\x32\x0f.skep.v1.Secret\x12 \n\x07\x63onfigs\x18\x08 \x03(\x0b\x32\x0f.skep.v1.Config\"\xa2\x01\n\nLogRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0e\n\x06stdout\x18\x04 \x01(\x08\x12\x0e\n\x06stderr\x18\x05 \x01(\x08\x12\x0c\n\x04tail\x18\x06 \x01(\x03\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63redit\x18\x08 \x01(\r\"\'\n\tLogCredit\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\r\"\x17\n\tLogCancel\x12\n\n\x02id\x18\x01 \x01(\x04\"\x8f\x01\n\x08LogEntry\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x06stream\x18\x02 \x01(\x0e\x32\x12.skep.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\"\n\x06origin\x18\x04 \x01(\x0e\x32\x12.skep.v1.LogOrigin\"^\n\x08LogChunk\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\"\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x11.skep.v1.LogEntry\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t*Q\n\tLogStream\x12\x16\n\x12LOG_STREAM_UNKNOWN\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02*J\n\tLogOrigin\x12\x13\n\x0fLOG_ORIGIN_TASK\x10\x00\x12\x13\n\x0fLOG_ORIGIN_KEPT\x10\x01\x12\x13\n\x0fLOG_ORIGIN_SKEP\x10\x02\x32K\n\nDispatcher\x12=\n\x07Session\x12\x15.skep.v1.AgentMessage\x1a\x17.skep.v1.ManagerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skep.v1.dispatcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOGSTREAM']._serialized_start=2037
-  _globals['_LOGSTREAM']._serialized_end=2118
-  _globals['_LOGORIGIN']._serialized_start=2120
-  _globals['_LOGORIGIN']._serialized_end=2194
+  _globals['_LOGSTREAM']._serialized_start=2070
+  _globals['_LOGSTREAM']._serialized_end=2151
+  _globals['_LOGORIGIN']._serialized_start=2153
+  _globals['_LOGORIGIN']._serialized_end=2227
   _globals['_AGENTMESSAGE']._serialized_start=138
   _globals['_AGENTMESSAGE']._serialized_end=408
   _globals['_REGISTER']._serialized_start=410
   _globals['_REGISTER']._serialized_end=467
   _globals['_HEARTBEAT']._serialized_start=469
-  _globals['_HEARTBEAT']._serialized_end=480
-  _globals['_TASKSTATUSUPDATE']._serialized_start=482
-  _globals['_TASKSTATUSUPDATE']._serialized_end=554
-  _globals['_STATUSREPORT']._serialized_start=556
-  _globals['_STATUSREPORT']._serialized_end=614
-  _globals['_MANAGERMESSAGE']._serialized_start=617
-  _globals['_MANAGERMESSAGE']._serialized_end=1090
-  _globals['_LATER']._serialized_start=1092
-  _globals['_LATER']._serialized_end=1120
-  _globals['_REGISTERED']._serialized_start=1122
-  _globals['_REGISTERED']._serialized_end=1225
-  _globals['_HEARTBEATREPLY']._serialized_start=1227
-  _globals['_HEARTBEATREPLY']._serialized_end=1285
-  _globals['_MANAGERLIST']._serialized_start=1287
-  _globals['_MANAGERLIST']._serialized_end=1315
-  _globals['_REDIRECT']._serialized_start=1317
-  _globals['_REDIRECT']._serialized_end=1341
-  _globals['_ASSIGNMENTS']._serialized_start=1344
-  _globals['_ASSIGNMENTS']._serialized_end=1562
-  _globals['_LOGREQUEST']._serialized_start=1565
-  _globals['_LOGREQUEST']._serialized_end=1727
-  _globals['_LOGCREDIT']._serialized_start=1729
-  _globals['_LOGCREDIT']._serialized_end=1768
-  _globals['_LOGCANCEL']._serialized_start=1770
-  _globals['_LOGCANCEL']._serialized_end=1793
-  _globals['_LOGENTRY']._serialized_start=1796
-  _globals['_LOGENTRY']._serialized_end=1939
-  _globals['_LOGCHUNK']._serialized_start=1941
-  _globals['_LOGCHUNK']._serialized_end=2035
-  _globals['_DISPATCHER']._serialized_start=2196
-  _globals['_DISPATCHER']._serialized_end=2271
+  _globals['_HEARTBEAT']._serialized_end=496
+  _globals['_TASKSTATUSUPDATE']._serialized_start=498
+  _globals['_TASKSTATUSUPDATE']._serialized_end=570
+  _globals['_STATUSREPORT']._serialized_start=572
+  _globals['_STATUSREPORT']._serialized_end=630
+  _globals['_MANAGERMESSAGE']._serialized_start=633
+  _globals['_MANAGERMESSAGE']._serialized_end=1106
+  _globals['_LATER']._serialized_start=1108
+  _globals['_LATER']._serialized_end=1136
+  _globals['_REGISTERED']._serialized_start=1138
+  _globals['_REGISTERED']._serialized_end=1241
+  _globals['_HEARTBEATREPLY']._serialized_start=1243
+  _globals['_HEARTBEATREPLY']._serialized_end=1318
+  _globals['_MANAGERLIST']._serialized_start=1320
+  _globals['_MANAGERLIST']._serialized_end=1348
+  _globals['_REDIRECT']._serialized_start=1350
+  _globals['_REDIRECT']._serialized_end=1374
+  _globals['_ASSIGNMENTS']._serialized_start=1377
+  _globals['_ASSIGNMENTS']._serialized_end=1595
+  _globals['_LOGREQUEST']._serialized_start=1598
+  _globals['_LOGREQUEST']._serialized_end=1760
+  _globals['_LOGCREDIT']._serialized_start=1762
+  _globals['_LOGCREDIT']._serialized_end=1801
+  _globals['_LOGCANCEL']._serialized_start=1803
+  _globals['_LOGCANCEL']._serialized_end=1826
+  _globals['_LOGENTRY']._serialized_start=1829
+  _globals['_LOGENTRY']._serialized_end=1972
+  _globals['_LOGCHUNK']._serialized_start=1974
+  _globals['_LOGCHUNK']._serialized_end=2068
+  _globals['_DISPATCHER']._serialized_start=2229
+  _globals['_DISPATCHER']._serialized_end=2304
 # @@protoc_insertion_point(module_scope)

@@ -132,12 +132,17 @@ Global___Register: _TypeAlias = Register  # noqa: Y015
 class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1, 2, 3, .. for as long as the agent runs"""
     def __init__(
         self,
+        *,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,21 +318,27 @@ class HeartbeatReply(_message.Message):
 
     HEARTBEAT_PERIOD_FIELD_NUMBER: _builtins.int
     SPREAD_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     heartbeat_period: _builtins.int
     """ns, with jitter already in it"""
     spread: _builtins.int
     """ns; an agent whose session breaks waits a random part of this before it looks for a manager, so that not all of a
     large cluster come at once.
     """
+    answers: _builtins.int
+    """The number of the latest heartbeat that the leader counts as a sign of life. Tasks that must never run twice may run
+    on for their lease from the moment that heartbeat was sent. 0 = the node may just be being given up.
+    """
     def __init__(
         self,
         *,
         heartbeat_period: _builtins.int = ...,
         spread: _builtins.int = ...,
+        answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_period", b"heartbeat_period", "spread", b"spread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "heartbeat_period", b"heartbeat_period", "spread", b"spread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

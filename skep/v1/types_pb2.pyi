@@ -904,10 +904,15 @@ class NodeStatus(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     ADDR_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     state: Global___NodeState.ValueType
     message: _builtins.str
     addr: _builtins.str
     """the agent's address as the manager saw it"""
+    silent: _builtins.int
+    """ns; for how long the node has been DOWN at least, counted by leaders' steady clocks. Only kept up as far as tasks on
+    the node ask that must never run twice; void when the node comes back.
+    """
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """When the node last went down or came back, by the leader's clock; unset = with the node's last change, or never."""
@@ -919,10 +924,11 @@ class NodeStatus(_message.Message):
         message: _builtins.str = ...,
         addr: _builtins.str = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
+        silent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addr", b"addr", "message", b"message", "since", b"since", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addr", b"addr", "message", b"message", "silent", b"silent", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -159,6 +159,7 @@ class Agent:
         self.node_id = node_id
         self._network = network
         self._clock = virtual_time.LoopClock()
+        self.uptime = virtual_time.LoopUptime()
         self._rng = ids.seeded_rng(sum(node_id.encode()))
         self.runtime = memory.MemoryRuntime(node_id=node_id, clock=self._clock, rng=self._rng)
         self.record = record.Record(record.IN_MEMORY)
@@ -170,7 +171,9 @@ class Agent:
         self.session = self._session()
 
     def _worker(self) -> worker.Worker:
-        return worker.Worker(runtime=self.runtime, record=self.record, clock=self._clock, rng=self._rng)
+        return worker.Worker(
+            runtime=self.runtime, record=self.record, clock=self._clock, uptime=self.uptime, rng=self._rng
+        )
 
     def _session(self) -> session.AgentSession:
         return session.AgentSession(

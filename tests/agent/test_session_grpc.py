@@ -63,7 +63,9 @@ class Node:
     def __init__(self, who: identity.Identity, addr: str, path: pathlib.Path) -> None:
         rng, time = ids.seeded_rng(7), clock.SystemClock()
         self.runtime = memory.MemoryRuntime(node_id=who.node_id, clock=time, rng=rng)
-        self.worker = worker.Worker(runtime=self.runtime, record=record.Record(path), clock=time, rng=rng)
+        self.worker = worker.Worker(
+            runtime=self.runtime, record=record.Record(path), clock=time, uptime=clock.SystemUptime(), rng=rng
+        )
         self.book = managers.ManagerBook(None, seeds=[addr])
         self.session = session.AgentSession(
             connect=link.connector(lambda to: tls.channel(who, to, options=link.CHANNEL_OPTIONS)),

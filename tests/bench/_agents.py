@@ -46,7 +46,9 @@ class Agent:
             node_id=identity.node_id, clock=time, rng=rng, nano_cpus=NANO_CPUS, memory_bytes=MEMORY_BYTES
         )
         self._record = record.Record(record.IN_MEMORY)
-        self._worker = worker.Worker(runtime=self._runtime, record=self._record, clock=time, rng=rng)
+        self._worker = worker.Worker(
+            runtime=self._runtime, record=self._record, clock=time, uptime=clock.SystemUptime(), rng=rng
+        )
         self.session = session.AgentSession(
             connect=link.connector(lambda addr: _dial(identity, addr)),
             managers=managers.ManagerBook(None, seeds=addrs),

@@ -25,7 +25,11 @@ class Bench:
         self.node = node
         self.record = record.Record(record.IN_MEMORY)
         self.worker = worker.Worker(
-            runtime=runtime, record=self.record, clock=clock.SystemClock(), rng=ids.system_rng()
+            runtime=runtime,
+            record=self.record,
+            clock=clock.SystemClock(),
+            uptime=clock.SystemUptime(),
+            rng=ids.system_rng(),
         )
         self.told: list[tuple[str, str]] = []
         self.worker.listen(lambda task_id, status: self.told.append((task_id, pb.TaskState.Name(status.state))))

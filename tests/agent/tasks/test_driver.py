@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from agent.runtime import base, memory
-from agent.tasks import driver, machine, output
+from agent.tasks import driver, lease, machine, output, record
 from skep import ids, pb
 from tests import virtual_time
 from tests.agent import joined
@@ -23,10 +23,12 @@ class Bench:
         rng = ids.seeded_rng(3)
         self.runtime = memory.MemoryRuntime(node_id="n1", clock=self.clock, rng=rng, default=behaviour)
         self.published: list[pb.TaskStatus] = []
+        self.lease = lease.Lease(uptime=virtual_time.LoopUptime(), record=record.Record(record.IN_MEMORY))
         self.tools = driver.Tools(
             runtime=self.runtime,
             node=pb.Node,
             files=lambda _: (),
+            lease=self.lease,
             publish=lambda _task_id, status: self.published.append(status),
             gate=asyncio.Semaphore(2),
             clock=self.clock,

@@ -41,15 +41,19 @@ situations = st.builds(
     observation=st.sampled_from(OBSERVATIONS),
     completed=st.sampled_from(COMPLETED),
     failure=st.sampled_from(["", "no such image"]),
-    unhealthy=st.booleans(),
+    verdict=st.sampled_from(["", *machine.VERDICTS]),
+    lease_over=st.booleans(),
 )
 
 
+VERDICTS = [*itertools.product(["", *machine.VERDICTS], [False, True])]
+
+
 def every_situation() -> list[Situation]:
-    combined = itertools.product(AGENTS_STATES, WISHES, OBSERVATIONS, COMPLETED, ["", "bad"], [False, True])
+    combined = itertools.product(AGENTS_STATES, WISHES, OBSERVATIONS, COMPLETED, ["", "bad"], VERDICTS)
     return [
-        Situation(state=a, desired=b, observation=c, completed=d, failure=e, unhealthy=f)
-        for a, b, c, d, e, f in combined
+        Situation(state=a, desired=b, observation=c, completed=d, failure=e, verdict=verdict, lease_over=over)
+        for a, b, c, d, e, (verdict, over) in combined
     ]
 
 
@@ -130,13 +134,13 @@ def drive(
     """Runs to rest; returns the messages and errors on the way, and the last step."""
     said: list[str] = []
     completed: machine.Action | None = None
-    unhealthy = False
+    verdict = ""
     for _ in range(50):
         situation = Situation(
-            state=state, desired=desired, observation=runtime.seen, completed=completed, unhealthy=unhealthy
+            state=state, desired=desired, observation=runtime.seen, completed=completed, verdict=verdict
         )
         step = machine.step(situation)
-        unhealthy = unhealthy or step.err == machine.UNHEALTHY
+        verdict = verdict or (step.err if step.err in machine.VERDICTS else "")
         said += [text for text in (step.message, step.err) if text]
         state, completed = step.state, None
         if step.action in {Action.WAIT, Action.DONE}:
@@ -221,3 +225,37 @@ def test_a_jobs_task_is_wished_complete_and_runs_like_any_other() -> None:
                 for desired in (pb.TASK_STATE_RUNNING, pb.TASK_STATE_COMPLETE)
             ]
             assert steps[0] == steps[1]
+
+
+# ------------------------------------------------------------------ tasks that must never run twice
+
+
+@given(situations)
+def test_nothing_starts_without_a_lease(situation: Situation) -> None:
+    if situation.lease_over:
+        assert machine.step(situation).action is not Action.START
+        assert machine.step(situation).state != machine.STARTING or situation.state == machine.STARTING
+
+
+@pytest.mark.parametrize("state", [machine.STARTING, machine.RUNNING])
+def test_what_runs_without_a_lease_is_stopped_and_fails_even_if_managers_are_heard_of_meanwhile(
+    state: machine.State,
+) -> None:
+    running = base.Observation(Phase.RUNNING)
+    step = machine.step(Situation(state=state, desired=machine.RUNNING, observation=running, lease_over=True))
+    assert (step.action, step.err) == (Action.STOP, machine.LEASE_OVER)
+    ended = base.Observation(Phase.EXITED, exit_code=0)
+    for observation in (running, ended):
+        step = machine.step(
+            Situation(state=state, desired=machine.RUNNING, observation=observation, verdict=machine.LEASE_OVER)
+        )
+        assert step.err == machine.LEASE_OVER
+    assert step.state == machine.FAILED
+
+
+def test_what_is_ready_waits_for_a_lease() -> None:
+    created = base.Observation(Phase.CREATED)
+    waiting = Situation(state=machine.READY, desired=machine.RUNNING, observation=created, lease_over=True)
+    assert machine.step(waiting) == machine.Step(machine.READY, Action.WAIT)
+    renewed = dataclasses.replace(waiting, lease_over=False)
+    assert machine.step(renewed).state == machine.STARTING

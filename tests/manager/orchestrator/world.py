@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from manager import loops, plan
+from manager.planning import silence
 from manager.store import commit, ops, store, views
 from skep import ids, pb, stamps
 
@@ -252,10 +253,15 @@ class World:
         for _ in range(2000):
             if self.decide() + self.agents():
                 continue
-            if self.due is None or self.due > end:
+            silent = silence.Silence(self.view)
+            if counted := silent.reports(self.view, self.clock.now()):
+                self.write(*counted)
+                continue
+            due = min((each for each in (self.due, silent.next_due(self.view)) if each is not None), default=None)
+            if due is None or due > end:
                 self.clock.time = end
                 return
-            self.clock.time = max(self.due, self.clock.time)
+            self.clock.time = max(due, self.clock.time)
         raise AssertionError("the cluster never comes to rest")
 
     # ---------------------------------------------------------------- reading

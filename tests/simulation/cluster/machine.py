@@ -145,6 +145,7 @@ class SimulatedManager(manager_part.ManagerPart):
             rng=self._rng,
             leader_addr=self.leader_addr,
             managers=lambda: sorted(self._raft.members().values()),
+            sure_to_lead=lambda: self._raft.sure_to_lead,
             counters=self._metrics.dispatcher,
         )
         self.committer = self._raft
@@ -207,6 +208,8 @@ class Machine:
         self.manages = manages
         self.site = site
         self.clock = WallClock()
+        self.uptime = virtual_time.LoopUptime()
+        self.boots = 1
         self.disk = memory_disk.MemoryDisk(random.Random(f"{site.seed} {name} disk"))
         self.handle = self.disk.handle()
         self.offload = managers.SlowDisk(random.Random(f"{site.seed} {name} offload"))
@@ -277,7 +280,9 @@ class Machine:
 
     async def _run_agent(self) -> None:
         await self.engine.open()
-        self._worker = worker.Worker(runtime=self.engine, record=self._record, clock=self.clock, rng=_fork(self.rng))
+        self._worker = worker.Worker(
+            runtime=self.engine, record=self._record, clock=self.clock, uptime=self.uptime, rng=_fork(self.rng)
+        )
         await self._worker.open()
         self.session = session.AgentSession(
             connect=self._connect, managers=self._book, worker=self._worker, describe=self._describe,
@@ -325,6 +330,8 @@ class Machine:
         self.site.network.stopped(self.name, power=power)
         daemon.kill()
         if power:
+            self.boots += 1
+            self.uptime.boot = f"boot {self.boots}"
             self.disk.lose_power()
             self.engine.resume()
             self.engine.reboot()
