@@ -184,6 +184,7 @@ class Dispatcher:
         self._heartbeats.heard(peer.node_id)  # before the write: no verdict may come after it
         self._admission.registering += 1
         try:
+            await self._heartbeats.settled(peer.node_id)
             node = await self._nodes.register(peer.node_id, first.register.description, peer.address)
         except errors.Denied:
             self._heartbeats.drop(peer.node_id)

@@ -46,12 +46,13 @@ class Heartbeats:
         self._grace_s = 0.0  # for agents that were told to spread their return
         self._moved = asyncio.Event()
         self._owed: dict[str, liveness.Verdict] = {}  # verdicts that are not written yet
+        self._settled = asyncio.Event()  # set, and replaced, when there are none any more
         self.silence = silence.Silence(target=target, writer=writer)
 
     def begin(self) -> None:
         """A new leadership: whatever was known is void, every node that is not down is expected."""
         self._liveness = liveness.Liveness()
-        self._owed = {}
+        self._settle()
         self.silence.begin()
         self.configure()
         expected = [node.id for node in self._store.view().nodes if node.status.state != pb.NODE_STATE_DOWN]
@@ -94,6 +95,16 @@ class Heartbeats:
         """Whether the node may just be being given up: what it says now comes too late for its tasks' leases."""
         return node_id in self._owed
 
+    async def settled(self, node_id: str) -> None:
+        """Returns once no verdict on the node is on its way to the log; call `heard` first, so that none follows."""
+        while node_id in self._owed:
+            await self._settled.wait()
+
+    def _settle(self) -> None:
+        self._owed = {}
+        settled, self._settled = self._settled, asyncio.Event()
+        settled.set()
+
     def expect(self, node_id: str) -> None:
         """A node that should register with this leader soon."""
         now, period_s = asyncio.get_running_loop().time(), self.period_s()
@@ -112,7 +123,7 @@ class Heartbeats:
             if self._owed:
                 try:
                     await self._pronounce(self._owed)
-                    self._owed = {}
+                    self._settle()
                 except errors.Unavailable:
                     await asyncio.sleep(RETRY_S)
                 continue

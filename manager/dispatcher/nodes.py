@@ -75,8 +75,7 @@ class NodeWriter:
             node.status.silent = 0
 
         while not await self.change({node_id: ready}):
-            # A manager that was replaced without noticing must not give a node its outdated set of tasks. And what was
-            # on its way to the log before, such as a verdict that the node is down, is applied now.
+            # A manager that was replaced without noticing must not give a node its outdated set of tasks.
             await self._committer.barrier()
             if self._get(node_id).status.state == pb.NODE_STATE_READY:
                 break
