@@ -130,8 +130,8 @@ class Driver:
                 )
             )
             completed, self._completed, self._failure = self._completed, None, ""
-            failed = step.state == machine.FAILED != self.status.state
-            printed = await output.last(self._tools.runtime, self._task.id) if failed else ""
+            ended = step.state in {machine.FAILED, machine.COMPLETE} and step.state != self.status.state
+            printed = await output.last(self._tools.runtime, self._task.id) if ended else ""
             self._tell(step, observation, printed=printed)
             if step.action is machine.Action.DONE:
                 return

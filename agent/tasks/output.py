@@ -1,4 +1,4 @@
-"""The end of what a failed task printed, for its record: the container may be gone when somebody asks."""
+"""The end of what a task printed that ended by itself, for its record: container or node may be gone when one asks."""
 
 import asyncio
 
@@ -6,8 +6,8 @@ from agent.runtime import base
 from skep import errors
 
 LINES_MAX = 20
-BYTES_MAX = 2048  # it travels through the managers' log with every failure
-TIMEOUT_S = 2.0  # the report of the failure must not wait long for its decoration
+BYTES_MAX = 2048  # it travels through the managers' log with every such end
+TIMEOUT_S = 2.0  # the report of the end must not wait long for its decoration
 
 
 async def last(runtime: base.Runtime, task_id: str) -> str:

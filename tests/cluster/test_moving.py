@@ -25,6 +25,7 @@ def test_nodes_are_emptied_and_filled_again_without_a_gap(tmp_path: pathlib.Path
             await drain(cluster)
             await rebalance(cluster)
             await unhealthy(cluster)
+            await by_policy(cluster)
 
     asyncio.run(main())
 
@@ -107,3 +108,21 @@ async def unhealthy(cluster: harness.Cluster) -> None:
     assert told.code == 1, told
     assert f"on {bad} ended before it was proven: " in told.err
     assert {task["ID"] for task in await cluster.converged("picky", 6)} == before
+
+
+async def by_policy(cluster: harness.Cluster) -> None:
+    """With the policy on, a node that comes back gets tasks by itself, once it has been there for a while."""
+    await cluster.skep("service", "rm", "picky")
+    back = cluster.names[3]
+    await cluster.skep("node", "drain", "--wait", back)
+    await cluster.skep(*CREATE, "--name", "even", "--replicas", "4", *SLEEPER)
+    await cluster.converged("even", 4)
+    await cluster.skep("rebalance", "--auto", "on")
+    async with never_below(cluster, "even", 4):
+        await cluster.skep("node", "activate", back)
+
+        async def even() -> bool:
+            return await places(cluster, "even") == dict.fromkeys(cluster.names, 1)
+
+        await harness.until("the load is even again", even, timeout_s=120.0)
+    await cluster.skep("rebalance", "--auto", "off")

@@ -313,15 +313,16 @@ def test_progress_is_told_but_not_line_by_line() -> None:
     virtual_time.run(main)
 
 
-def test_a_failure_is_told_with_the_end_of_the_output() -> None:
+@pytest.mark.parametrize(("exit_code", "state"), [(3, machine.FAILED), (0, machine.COMPLETE)])
+def test_an_end_is_told_with_the_end_of_the_output(exit_code: int, state: machine.State) -> None:
     async def main() -> None:
         made = Bench(memory.MemoryBehaviour())
         async with made.running():
             await until(at(made, machine.RUNNING))
             for number in range(30):
                 made.runtime.print_line("t1", f"line {number}")
-            made.runtime.crash("t1", exit_code=3)
-            await until(at(made, machine.FAILED))
+            made.runtime.crash("t1", exit_code=exit_code)
+            await until(at(made, state))
         printed = made.driver.status.last_output.splitlines()
         assert (len(printed), printed[-1]) == (20, "line 29")
         assert [each.last_output for each in made.published[:-1]] == [""] * (len(made.published) - 1)
