@@ -8,6 +8,7 @@ to do about an unhealthy task is not decided here.
 import asyncio
 import contextlib
 import os
+import pathlib
 import signal
 from collections.abc import Callable, Sequence
 
@@ -156,6 +157,7 @@ class Checker:
             )
         except OSError as error:
             return False, str(error)
+        _confine(process.pid, plan.cgroup_procs)
         try:
             async with asyncio.timeout(self._check.timeout_s):
                 code = await process.wait()
@@ -167,6 +169,17 @@ class Checker:
                     os.killpg(process.pid, signal.SIGKILL)  # ours and not reaped: asyncio is the one that waits
                 await process.wait()
         return code == 0, f"exit code {code}"
+
+
+def _confine(pid: int, procs_files: Sequence[str]) -> None:
+    """The check takes from what its task may use. From outside, a moment late: an interpreter would cost more."""
+    for name in procs_files:
+        try:
+            pathlib.Path(name).write_text(str(pid))
+        except ProcessLookupError:
+            return  # it has ended
+        except OSError as error:
+            log.warning("health.not_confined", cgroup=name, error=str(error))
 
 
 async def _ask(check: files.Health) -> tuple[bool, str]:

@@ -262,6 +262,27 @@ def test_slow_health_check_is_cut_off(tmp_path: pathlib.Path) -> None:
     processes.with_runtime(tmp_path, body)
 
 
+def test_task_and_health_check_live_under_the_task_s_limits(tmp_path: pathlib.Path) -> None:
+    async def body(runtime: process.ProcessRuntime) -> None:
+        if runtime._cgroups.describe() == "none":
+            pytest.skip("this machine lets us have no control groups")
+        check = pb.HealthConfig(
+            test=["CMD-SHELL", "sleep 0.3; cp /proc/self/cgroup checked"], interval=50_000_000, timeout=5_000_000_000
+        )
+        work = workloads.workload(
+            "sh", "-c", "cp /proc/self/cgroup task; exec sleep 600", container=pb.ContainerSpec(healthcheck=check)
+        )
+        work.spec.task.resources.limits.memory_bytes = 64 << 20
+        await workloads.run(runtime, work)
+        await workloads.until(lambda: runtime.observe(work.task.id), lambda seen: seen.healthy is True, what="healthy")
+        place = tmp_path / work.task.id / "work"
+        own = (place / "task").read_text()
+        assert work.task.id in own
+        assert (place / "checked").read_text() == own
+
+    processes.with_runtime(tmp_path, body)
+
+
 @pytest.mark.parametrize(
     ("container", "words"),
     [
