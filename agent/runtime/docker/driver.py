@@ -21,7 +21,7 @@ import structlog
 
 from agent.runtime import base, vault
 from agent.runtime.docker import access, cleaning, client, events, images, logs, spec
-from skep import clock, errors, ids, pb
+from skep import clock, errors, ids, pb, policies
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +29,8 @@ CREATE_S = 120.0  # new volumes are filled from the image before the call return
 START_S = 120.0
 STOP_SLACK_S = 30.0  # on top of the grace period: the engine kills and tidies up
 REMOVE_S = 60.0
+ENDINGS_MAX = 8  # containers stopped or removed at the same time: an engine that gets more at once takes longer for all
+STUBBORN_S = 1.0  # a call that takes longer waits for its container, not for the engine, so others may go ahead
 # An engine in trouble says these; the same call may succeed later.
 PASSING = ("context deadline exceeded", "context canceled", "connection refused", "transport is closing",
            "code = unavailable", "removal of container")  # fmt: skip
@@ -76,6 +78,7 @@ class DockerRuntime:
         self._complete = False  # whether those are all: nobody else makes containers of this node
         self._doubts = 0  # how often that was called in question
         self._listing = asyncio.Lock()
+        self._endings = asyncio.Semaphore(ENDINGS_MAX)
         self._unstarted: dict[str, None] = {}  # tasks whose containers this driver has made, and nobody has started
         self.access = access.DockerAccess(self._engine, self._inspect)
 
@@ -160,9 +163,10 @@ class DockerRuntime:
         if not container_id:
             return
         try:  # one that does not run is left as it is
-            await self._engine.wait(
-                f"/containers/{container_id}/stop", query={"t": str(grace_s)}, timeout_s=grace_s + STOP_SLACK_S
-            )
+            async with self._ending(waits=policies.lease_s(workload.spec.labels) is None):
+                await self._engine.wait(
+                    f"/containers/{container_id}/stop", query={"t": str(grace_s)}, timeout_s=grace_s + STOP_SLACK_S
+                )
         except errors.NotFound:
             return
         except client.EngineFailed as error:
@@ -172,9 +176,29 @@ class DockerRuntime:
         """Removes the task's container, running or not, with its anonymous volumes."""
         container_id = await self._find(task_id)
         if container_id:
-            await self._remove(container_id)
+            async with self._ending():
+                await self._remove(container_id)
         await asyncio.to_thread(self._vault.drop, task_id)
         self._forget(task_id)
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, *, waits: bool = True) -> AsyncIterator[None]:
+        """One of the places for what ends containers; whoever takes long gives it back early.
+
+        A task that must never run twice needs none: managers count on how long it takes at most to stop.
+        """
+        if not waits:
+            yield
+            return
+        await self._endings.acquire()
+        back = contextlib.ExitStack()
+        back.callback(self._endings.release)
+        early = asyncio.get_running_loop().call_later(STUBBORN_S, back.close)
+        try:
+            yield
+        finally:
+            early.cancel()
+            back.close()
 
     def _forget(self, task_id: str) -> None:
         self._containers.pop(task_id, None)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from agent.runtime import base, docker
-from agent.runtime.docker import cleaning, client, images
-from skep import clock, errors, ids
+from agent.runtime.docker import cleaning, client, driver, images, spec
+from skep import clock, errors, ids, policies
+from tests.agent.runtime import workloads
 
 Handler = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
 SLOW_S = 0.4  # what an engine takes that has much to do
@@ -213,5 +214,57 @@ def test_events_reconnect_and_say_so(tmp_path: pathlib.Path) -> None:
             await runtime.close()
             rest = [event async for event in events]
             assert len(rest) <= 1
+
+    asyncio.run(main())
+
+
+def test_few_containers_are_stopped_at_once_but_none_waits_for_the_stubborn_ones(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping: list[str] = []
+    ended = asyncio.Event()  # all containers together
+
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        if call == "GET /containers/json":
+            tasks = [f"t{number}" for number in range(2 * driver.ENDINGS_MAX + 1)]
+            await answer(writer, 200, [{"Id": f"c-{task}", "Labels": {spec.TASK: task}} for task in tasks])
+            return
+        stopping.append(call.split("/")[2])
+        await ended.wait()
+        await answer(writer, 200, {})
+
+    async def count(wanted: int) -> None:
+        await workloads.until(lambda: asyncio.sleep(0, len(stopping)), lambda n: n >= wanted, what=f"{wanted} stops")
+        assert len(stopping) == wanted
+
+    async def main() -> None:
+        monkeypatch.setattr(driver, "STUBBORN_S", 3600.0)
+        runtime = docker.DockerRuntime(
+            node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1)
+        )
+        last = f"t{2 * driver.ENDINGS_MAX}"
+        async with engine(tmp_path / "s", handler):
+            await runtime.open()
+            many = [workloads.workload(task_id=f"t{number}") for number in range(driver.ENDINGS_MAX)]
+            stops = [asyncio.create_task(runtime.stop(each)) for each in many]
+            await count(driver.ENDINGS_MAX)
+            # Managers count on how long it takes at most.
+            leased = workloads.workload(task_id=last)
+            leased.spec.labels[policies.AT_MOST_ONCE] = "true"
+            late = [workloads.workload(task_id=f"t{driver.ENDINGS_MAX + number}") for number in range(3)]
+            stops += [asyncio.create_task(runtime.stop(each)) for each in (*late, leased)]
+            await count(driver.ENDINGS_MAX + 1)
+            assert stopping[-1] == f"c-{last}"
+            ended.set()
+            await asyncio.gather(*stops)
+            assert len(stopping) == driver.ENDINGS_MAX + 4
+            stopping.clear()
+            ended.clear()
+            monkeypatch.setattr(driver, "STUBBORN_S", 0.05)
+            stops = [asyncio.create_task(runtime.stop(each)) for each in (*many, *late)]
+            await count(driver.ENDINGS_MAX + 3)
+            ended.set()
+            await asyncio.gather(*stops)
+            await runtime.close()
 
     asyncio.run(main())
