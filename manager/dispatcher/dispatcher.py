@@ -249,11 +249,14 @@ class Dispatcher:
             message = await stream.receive()
             if message is None:
                 return
-            if self._sessions.get(opened.node_id) is opened:
+            current = self._sessions.get(opened.node_id) is opened
+            if current:
                 self._heartbeats.heard(opened.node_id)
             match message.WhichOneof("body"):
                 case "heartbeat":
-                    opened.heartbeat(message.heartbeat.number if self._proves_life(opened) else 0)
+                    # A sign of life that tasks which must never run twice may live on?
+                    proves = current and self._sure_to_lead() and not self._heartbeats.doubted(opened.node_id)
+                    opened.heartbeat(message.heartbeat.number if proves else 0)
                 case "statuses":
                     self._statuses.offer(opened.node_id, message.statuses)
                 case "log":
@@ -269,11 +272,6 @@ class Dispatcher:
             taken += 1
             if taken % MESSAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
-
-    def _proves_life(self, opened: session.Session) -> bool:
-        """Whether what is heard over the session lets the node's tasks live on that must never run twice."""
-        current = self._sessions.get(opened.node_id) is opened
-        return current and self._sure_to_lead() and not self._heartbeats.doubted(opened.node_id)
 
     async def _write_descriptions(self) -> None:
         while True:
