@@ -140,6 +140,6 @@ def _wish(task: pb.Task) -> pb.Task:
     """The task without what comes from its agent and what every write changes."""
     bare = pb.Task()
     bare.CopyFrom(task)
-    for field in ("status", "version", "updated_at", "running_at"):
+    for field in ("status", "version", "updated_at", "running_at", "evicted"):
         bare.ClearField(field)
     return bare

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from manager.dispatcher import metrics
+from manager.orchestrator import enforcer
 from manager.store import commit, ops, store, views
 from skep import clock, errors, pb, stamps
 
@@ -106,6 +107,7 @@ class StatusWriter:
             wanted = pb.Task()
             wanted.CopyFrom(stored)
             wanted.status.CopyFrom(status)
+            enforcer.in_swarm_words(wanted)
             wanted.status.applied_at.CopyFrom(stored.status.applied_at)
             if wanted.status == stored.status:
                 continue  # reported again, as every new session does

@@ -1,4 +1,7 @@
-"""The constraint enforcer: a task whose node does not suit it any more is rejected, and its mode replaces it.
+"""The constraint enforcer: a task whose node does not suit it any more is evicted, and its mode stops and replaces it.
+
+What is true of the task says its agent alone: it runs until it has stopped, and is on record as rejected then
+(`in_swarm_words`), so that nothing starts in its place before.
 
 It acts on what nodes become (labels, role, address, resources). What a service changes about itself is the updater's
 business, which goes step by step; so it leaves alone every task whose constraints are not those of its service now.
@@ -10,14 +13,14 @@ from manager import plan
 from manager.orchestrator import healing, tasks
 from manager.scheduler import constraints, needs
 from manager.store import ops, views, watching
-from skep import ids, pb, stamps
+from skep import ids, pb
 
 NOT_MET = "assigned node no longer meets constraints"
 NO_ROOM = "assigned node no longer has the resources that are reserved"
 
 
 class Enforcer:
-    """Decider: nodes -> REJECTED tasks. Keys are node IDs."""
+    """Decider: nodes -> evicted tasks. Keys are node IDs."""
 
     name = "enforcer"
     kinds = frozenset({"node", "service", "task"})
@@ -42,7 +45,7 @@ class Enforcer:
         for node_id in keys:
             node = state.nodes.get(node_id)
             if node is not None and node.spec.availability == pb.NODE_AVAILABILITY_ACTIVE:
-                _enforce(state, now, result, node, known)
+                _enforce(state, result, node, known)
         return result
 
 
@@ -72,8 +75,8 @@ class _Needs:
         return need
 
 
-def _enforce(state: views.View, now: float, result: plan.Plan, node: pb.Node, known: _Needs) -> None:
-    """Walks the node's tasks, oldest first, and rejects those that it does not suit or has no room for."""
+def _enforce(state: views.View, result: plan.Plan, node: pb.Node, known: _Needs) -> None:
+    """Walks the node's tasks, oldest first, and evicts those that it does not suit or has no room for."""
     told = node.HasField("description") and node.description.HasField("resources")
     cpus = memory = 0
     generic: dict[str, int] = {}
@@ -81,11 +84,13 @@ def _enforce(state: views.View, now: float, result: plan.Plan, node: pb.Node, kn
     for task in state.tasks.where("node", node.id):
         if not (pb.TASK_STATE_ASSIGNED <= task.status.state < pb.TASK_STATE_COMPLETE and tasks.runnable(task)):
             continue
+        if task.evicted:
+            continue
         need = known.of(task)
         if need is None:
             continue
         if not constraints.matches(need.wanted, node):
-            _reject(result, task, NOT_MET, now)
+            _evict(result, task, NOT_MET)
             continue
         resources = node.description.resources
         over = told and (
@@ -94,7 +99,7 @@ def _enforce(state: views.View, now: float, result: plan.Plan, node: pb.Node, kn
             or any(generic.get(kind, 0) + count > room.get(kind, 0) for kind, count in need.generic)
         )
         if over:
-            _reject(result, task, NO_ROOM, now)
+            _evict(result, task, NO_ROOM)
             continue
         cpus += need.nano_cpus
         memory += need.memory_bytes
@@ -102,14 +107,18 @@ def _enforce(state: views.View, now: float, result: plan.Plan, node: pb.Node, kn
             generic[kind] = generic.get(kind, 0) + count
 
 
-def _reject(result: plan.Plan, task: pb.Task, why: str, now: float) -> None:
+def in_swarm_words(task: pb.Task) -> None:
+    """The end of an evicted task, which its agent reports as a shutdown like others, as swarm mode shows it."""
+    if task.evicted and task.status.state == pb.TASK_STATE_SHUTDOWN:
+        task.status.state = pb.TASK_STATE_REJECTED
+        task.status.message = healing.ENFORCED
+        task.status.err = task.evicted
+
+
+def _evict(result: plan.Plan, task: pb.Task, why: str) -> None:
     changed = pb.Task()
     changed.CopyFrom(task)
-    changed.status.state = pb.TASK_STATE_REJECTED
-    changed.status.message = healing.ENFORCED
-    changed.status.err = why
-    changed.status.timestamp.CopyFrom(stamps.stamp(now))
-    changed.status.applied_at.CopyFrom(stamps.stamp(now))
+    changed.evicted = why
     result.ops.append(ops.update(changed))
     result.reasons.append(f"task {task.id}: {why} ({task.node_id})")
 

@@ -20,7 +20,7 @@ def needs_successor(now: turn.Turn, slot: slots.Slot, broken: pb.Task) -> bool:
 
 
 def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartPolicy) -> None:
-    """Plans the successor of `last`: after the delay if it ended, after its stop if it leaves a drained node."""
+    """Plans the successor of `last`: after the delay if it ended, after its stop if it has to leave its node."""
     slot.restarted = True
     where = f"slot {slot.number}" if slot.number else f"node {slot.node_id}"
     if tasks.ended(last):
@@ -43,8 +43,9 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
         now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=_predecessor(slot, last))
         now.reason(f"{where}: the node of task {last.id} is lost")
     else:
-        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=last.id)
-        now.reason(f"{where}: task {last.id} leaves its drained node")
+        predecessor = _predecessor(slot, last)
+        now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=predecessor)
+        now.reason(f"{where}: task {last.id} leaves its node: {last.evicted or 'it is drained'}")
 
 
 def _predecessor(slot: slots.Slot, last: pb.Task) -> str:

@@ -21,6 +21,8 @@ def of(now: turn.Turn, task: pb.Task) -> Standing:
     """How the task stands; asks for another turn when that will change with time."""
     if not task.node_id:
         return Standing.STAYS
+    if task.evicted:
+        return Standing.GONE
     node = now.node(task)
     if node is None or tasks.lost(node):
         if not tasks.unassigned(task) and not certainly_stopped(now.state, task):

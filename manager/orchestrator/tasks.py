@@ -119,6 +119,7 @@ def significant(old: object, new: object) -> bool:
         old.status.state != new.status.state
         or old.desired_state != new.desired_state
         or old.node_id != new.node_id
+        or old.evicted != new.evicted
         or old.running_at != new.running_at
         or bool(old.status.err) != bool(new.status.err)  # of a task that waits: the scheduler has found no place
     )

@@ -415,6 +415,7 @@ class Task(_message.Message):
     ASSIGNED_GENERIC_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     service_id: _builtins.str
     revision_id: _builtins.str
@@ -432,6 +433,8 @@ class Task(_message.Message):
     """How often in a row the tasks of this slot and revision failed soon after their start; the restart delay grows with it."""
     move: _types_pb2.MoveReason.ValueType
     """Why this task is to take over from the one it replaces while that one still runs. Unset: it does not move anything."""
+    evicted: _builtins.str
+    """Why its node does not suit it any more, so that it is stopped and replaced; empty = it may stay. Agents do not read it."""
     @_builtins.property
     def version(self) -> _types_pb2.Version: ...
     @_builtins.property
@@ -477,10 +480,11 @@ class Task(_message.Message):
         assigned_generic: _abc.Iterable[_types_pb2.GenericResource] | None = ...,
         failures: _builtins.int = ...,
         move: _types_pb2.MoveReason.ValueType = ...,
+        evicted: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "job_iteration", b"job_iteration", "not_before", b"not_before", "running_at", b"running_at", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_generic", b"assigned_generic", "created_at", b"created_at", "desired_state", b"desired_state", "failures", b"failures", "id", b"id", "job_iteration", b"job_iteration", "move", b"move", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "running_at", b"running_at", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_generic", b"assigned_generic", "created_at", b"created_at", "desired_state", b"desired_state", "evicted", b"evicted", "failures", b"failures", "id", b"id", "job_iteration", b"job_iteration", "move", b"move", "node_id", b"node_id", "not_before", b"not_before", "replaces", b"replaces", "revision_id", b"revision_id", "running_at", b"running_at", "service_id", b"service_id", "service_name", b"service_name", "slot", b"slot", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

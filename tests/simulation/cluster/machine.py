@@ -322,6 +322,8 @@ class Machine:
         """The daemon is killed, or the machine loses power: its tasks end, and what was not synced may be lost."""
         daemon, part = self.daemon, self.part
         if daemon is None:
+            if power:
+                self._go_dark()  # the tasks of a daemon that is dead run on, until now
             return
         self.daemon = self.part = self.session = None
         self.handle.dead = True
@@ -330,16 +332,19 @@ class Machine:
         self.site.network.stopped(self.name, power=power)
         daemon.kill()
         if power:
-            self.boots += 1
-            self.uptime.boot = f"boot {self.boots}"
             self.disk.lose_power()
-            self.engine.resume()
-            self.engine.reboot()
-            self._record._db.deserialize(self._saved)
+            self._go_dark()
         else:
             self.disk.settle()
         await daemon.gone()
         await self.engine.close()
+
+    def _go_dark(self) -> None:
+        self.boots += 1
+        self.uptime.boot = f"boot {self.boots}"
+        self.engine.resume()
+        self.engine.reboot()
+        self._record._db.deserialize(self._saved)
 
     # ---------------------------------------------------------------- backend.Machine
 

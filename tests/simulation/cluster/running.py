@@ -15,7 +15,8 @@ Not counted, because nobody could know better:
 - a task that was told to stop a minute (the Starter's patience, by the leaders' own clocks)
   before its successor was let go.
 
-Tasks of a service that must never run twice (at-most-once) are excused by their own engine's lies and hangs alone.
+Tasks of a service that must never run twice (at-most-once) are excused by their own engine's lies and hangs alone, and
+by whoever removes their node by force: that says that they do not run any more (docs/service-modes.md).
 """
 
 from collections.abc import Callable
@@ -76,7 +77,7 @@ class Running:
             if other is None or other.id == task.id or (other.service_id, other.slot) != (task.service_id, task.slot):
                 continue
             shadow.require(
-                other.id in self.lied_about,
+                other.id in self.lied_about or self._ledger.get("node", other.node_id) is None,
                 f"{task.service_name}.{task.slot} must never run twice: {task.id} starts on {machine} while "
                 f"{other.id} runs on {where}, {ledger.states(other)}",
             )
