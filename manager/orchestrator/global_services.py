@@ -58,7 +58,7 @@ def _serve(now: turn.Turn, slot: slots.Slot) -> bool:
         return True
     if not slot.live:
         if not _finished(now, slot):
-            now.create(slot=0, node_id=slot.node_id, start=tasks.Start.AT_ONCE)
+            now.create(slot=0, node_id=slot.node_id, start=slots.refill(now, slot))
             now.reason(f"node {slot.node_id} has no task")
             return False
         slot.finished = True

@@ -30,7 +30,7 @@ def reconcile(now: turn.Turn) -> None:
     moves.advance(now, kept)
     update.advance(now, kept)
     taken = {slot.number: None for slot in kept}
-    _fill(now, taken, wanted)
+    _fill(now, found, taken, wanted)
     # What is left in slots that nobody uses again is forgotten.
     _remove(now, (slot for slot in found.values() if not slot.occupied and slot.number not in taken))
 
@@ -41,7 +41,7 @@ def _remove(now: turn.Turn, surplus: Iterable[slots.Slot]) -> None:
             now.stop(task, pb.TASK_STATE_REMOVE)
 
 
-def _fill(now: turn.Turn, taken: dict[int, None], wanted: int) -> None:
+def _fill(now: turn.Turn, found: dict[int, slots.Slot], taken: dict[int, None], wanted: int) -> None:
     """Creates what is missing in the lowest free numbers, from 1; adds them to `taken`."""
     missing = wanted - len(taken)
     if missing > 0:
@@ -52,7 +52,8 @@ def _fill(now: turn.Turn, taken: dict[int, None], wanted: int) -> None:
         while number in taken:
             number += 1
         taken[number] = None
-        now.create(slot=number, start=tasks.Start.AT_ONCE)
+        slot = found.get(number)
+        now.create(slot=number, start=tasks.Start.AT_ONCE if slot is None else slots.refill(now, slot))
 
 
 def _replace(now: turn.Turn, slot: slots.Slot) -> None:

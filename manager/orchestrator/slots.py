@@ -62,6 +62,17 @@ def collect(now: turn.Turn) -> dict[int, Slot]:
     return found
 
 
+def refill(now: turn.Turn, slot: Slot) -> tasks.Start:
+    """When a task may start that fills a slot where nobody is wished any more: after what still stops in it.
+
+    With order start-first it starts beside that, and so it does beside what was scaled away.
+    """
+    if now.spec.update.order == pb.UPDATE_ORDER_START_FIRST:
+        return tasks.Start.AT_ONCE
+    stopping = any(task.desired_state == pb.TASK_STATE_SHUTDOWN and not tasks.ended(task) for task in slot.tasks)
+    return tasks.Start.WHEN_DUE if stopping else tasks.Start.AT_ONCE
+
+
 def add(now: turn.Turn, slot: Slot, task: pb.Task) -> None:
     """Puts a task into its slot; tasks come oldest first."""
     slot.tasks.append(task)

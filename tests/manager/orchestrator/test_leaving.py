@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from manager.control import draining
+from manager.orchestrator import starting
 from skep import pb
 from tests.manager.orchestrator import world
 
@@ -273,3 +274,39 @@ def test_drains_updates_and_scaling_never_cost_a_replica(
     gone = drained[1:] if cancels else drained
     assert not any(task.node_id in gone for task in w.running("web"))
     assert {task.revision_id for task in w.running("web")} == {"web@2"}
+
+
+@pytest.mark.parametrize(
+    ("order", "state"),
+    [(pb.UPDATE_ORDER_STOP_FIRST, pb.TASK_STATE_READY), (START_FIRST, pb.TASK_STATE_RUNNING)],
+)
+def test_a_slot_that_is_filled_anew_waits_for_what_still_stops_in_it(
+    order: pb.UpdateOrder.ValueType, state: pb.TaskState.ValueType
+) -> None:
+    """What is never to be started again leaves its drained node for good, but for a rollback, which fills its slot."""
+
+    def change(spec: pb.ServiceSpec) -> None:
+        spec.task.restart.condition = pb.RESTART_CONDITION_NONE
+        spec.update.order = spec.rollback.order = order
+
+    w = world.World()
+    w.node("n1")
+    w.node("n2")
+    w.service("web", 1, change)
+    w.go()
+    w.deploy("web", "demo:2")
+    w.go(for_s=30.0)
+    w.roll_back("web")
+    while [task.revision_id for task in w.running("web")] != ["web@1"]:
+        assert w.decide() + w.agents()
+    w.decide()
+    (old,) = w.running("web")
+    assert w.status("web")[0] == pb.UPDATE_STATE_ROLLBACK_STARTED  # it is watched for a while yet
+    w.hung[old.node_id] = None
+    w.drain(old.node_id)
+    w.go(for_s=starting.PATIENCE_S - 1.0)
+    (new,) = w.wished("web")
+    assert (new.node_id != old.node_id, new.status.state) == (True, state)
+    del w.hung[old.node_id]
+    w.go()
+    assert [task.id for task in w.running("web")] == [new.id]
