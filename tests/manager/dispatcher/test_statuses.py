@@ -155,3 +155,21 @@ def test_a_transaction_that_is_too_large_is_split() -> None:
             await until(bench.all_at(RUNNING, names))
 
     virtual_time.run(main)
+
+
+def test_an_evicted_task_is_rejected_once_it_has_stopped() -> None:
+    async def main() -> None:
+        bench = Bench()
+        evicted = joined.task("t1", "n1", state=RUNNING, desired=pb.TASK_STATE_SHUTDOWN)
+        evicted.evicted = "assigned node no longer meets constraints"
+        await bench.create(evicted)
+        async with bench.running():
+            bench.report("n1", pb.TASK_STATE_SHUTDOWN, "t1", message="shutdown")
+            await until(bench.all_at(pb.TASK_STATE_REJECTED, ["t1"]))
+            assert bench.task("t1").status.err == "assigned node no longer meets constraints"
+            before = bench.committer.commits
+            bench.report("n1", pb.TASK_STATE_SHUTDOWN, "t1", message="shutdown")  # as every new session does
+            await asyncio.sleep(1.0)
+            assert bench.committer.commits == before
+
+    virtual_time.run(main)
