@@ -14,6 +14,7 @@ from tests.simulation.cluster import linearizable, machine, timing, wishes
 
 ANSWER_WITHIN_S = 60.0  # virtual; nobody hangs, whatever happens
 REMOVE_NODE = 0.3
+QUIET = 0.9  # of what users would do to a service that must never run twice: it takes many seconds for that to matter
 DONE = (200, 201)
 
 
@@ -106,9 +107,12 @@ class Clients:
     async def _services(self) -> None:
         name = self._rng.choice(self.wishes.names)
         seen = await self.read(name)
+        quiet = wishes.SERVICES[name].at_most_once
         if seen is None:
             if self._rng.random() < 0.7:
-                await self.create(name, self.wishes.spec(name))
+                await self.create(name, self.wishes.spec(name, good=quiet))
+            return
+        if quiet and self._rng.random() < QUIET:
             return
         action = self._rng.random()
         if action < 0.45:

@@ -12,6 +12,7 @@ from tests.simulation import faults, shadow
 from tests.simulation.cluster import machine
 
 MACHINES_MAX = 10
+LEASED_EVERY_S, LEASED_FOR_S = (2.0, 12.0), (2.0, 25.0)  # longer than a lease, and than its node is waited for
 DOWN_S = 6.0  # of a machine or daemon, at most; longer than a short heartbeat's patience
 Action = Callable[[], Awaitable[None]]
 
@@ -46,6 +47,13 @@ class Faults:
 
     async def run(self) -> None:
         """One fault after the other."""
+        besides = asyncio.get_running_loop().create_task(self._isolate_leased())
+        try:
+            await self._run()
+        finally:
+            besides.cancel()
+
+    async def _run(self) -> None:
         while self.running:
             await asyncio.sleep(self._rng.uniform(0, self._pause_s))
             if self._site.calm:
@@ -143,6 +151,24 @@ class Faults:
         for other in self._site.machines:
             self._site.network.cut(name, other)
             self._site.network.cut(other, name)
+
+    async def _isolate_leased(self) -> None:
+        """Who runs what must never run twice is cut off again and again: by chance alone that is rare, and soon over.
+
+        Draws for itself, so that seeds without such a task are what they would be without it.
+        """
+        rng = random.Random(f"{self._site.seed} leased")
+        if self._site.calm or rng.random() < 0.5:
+            return
+        while True:
+            await asyncio.sleep(rng.uniform(*LEASED_EVERY_S))
+            machines = self._site.running.leased()
+            if machines:
+                name = "_isolate_leased"
+                self.counts[name] = self.counts.get(name, 0) + 1
+                self._isolate(rng.choice(machines))
+                await asyncio.sleep(rng.uniform(*LEASED_FOR_S))
+                self._site.network.heal()
 
     async def _cut_one_way(self) -> None:
         names = list(self._site.machines)

@@ -342,6 +342,7 @@ class Machine:
     def _go_dark(self) -> None:
         self.boots += 1
         self.uptime.boot = f"boot {self.boots}"
+        self.site.running.lost_power(self.name)
         self.engine.resume()
         self.engine.reboot()
         self._record._db.deserialize(self._saved)

@@ -1,13 +1,16 @@
 """Known faults of managers and agents, put back one at a time, to show that the simulation of clusters finds them."""
 
+import asyncio
+import contextlib
 import dataclasses
 from typing import Any
 
 from agent import worker
 from agent.runtime import base
+from agent.tasks import lease
 from agent.tasks import machine as task_machine
 from manager.dispatcher import statuses
-from manager.orchestrator import handover, healing, starting, update_settings
+from manager.orchestrator import handover, leaving, starting, update_settings
 from manager.raft import node
 from manager.scheduler import filters, nodes
 from manager.store import ops, store
@@ -104,13 +107,41 @@ async def _too_early(self: Any, operations: Any) -> int:
     return 0
 
 
-def _unhealed(now: Any, slot: Any, last: Any, policy: Any) -> None:
-    """What is lost is not replaced."""
+def _never(state: Any, task: Any, wished: Any) -> float:
+    """Tasks on lost nodes are waited for, whatever their service says."""
+    return _FAR_OFF_S
+
+
+def _endless(self: Any, lease_s: float) -> bool:
+    """An agent lets its tasks run on, whoever it has not heard of."""
+    return False
+
+
+def _at_once(state: Any, task: Any) -> bool:
+    """A node that is down counts as one whose tasks have stopped."""
+    return True
+
+
+def _anew(self: Any) -> None:
+    """An agent that starts again makes its containers anew."""
+    for known in self._record.tasks():
+        status = pb.TaskStatus()
+        status.CopyFrom(known.status)
+        if task_machine.STARTING <= status.state <= task_machine.RUNNING:
+            status.state = task_machine.ACCEPTED
+            self._making_anew = asyncio.ensure_future(_removed(self._runtime, known.task.id))
+        self._drive(known.task, self._revisions[known.task.revision_id].spec, status)
+
+
+async def _removed(runtime: Any, task_id: str) -> None:
+    with contextlib.suppress(base.TaskTemporary):
+        await runtime.remove(task_id)
 
 
 _APPLY_OP = store.Store._apply_op
 _STARTED = task_machine._started
 _SETTINGS = update_settings.of
+_FAR_OFF_S = 2e9  # since the epoch
 
 MUTANTS: dict[str, mutants.Patches] = {
     "versions are not checked": ((store.Store, "_apply_op", _unchecked),),
@@ -124,5 +155,8 @@ MUTANTS: dict[str, mutants.Patches] = {
     "old tasks go too early": ((handover, "_ready", _hasty),),
     "reads without a barrier": ((node.RaftNode, "barrier", _no_barrier),),
     "writes are acknowledged too early": ((node.RaftNode, "commit", _too_early),),
-    "what is lost is not replaced": ((healing, "succeed", _unhealed),),
+    "what is lost is not replaced": ((leaving, "replaceable_at", _never),),
+    "agents ignore their leases": ((lease.Lease, "over", _endless),),
+    "silence is not waited for": ((leaving, "certainly_stopped", _at_once),),
+    "agents make anew what runs": ((worker.Worker, "_resume", _anew),),
 }

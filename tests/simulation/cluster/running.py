@@ -1,5 +1,8 @@
 """What really runs: every engine tells, and no slot may have two tasks running beyond what its update order allows.
 
+And no task is ever started a second time: what ended is replaced, what runs is left alone, whatever its agent goes
+through. But for a power cut: what an agent has not yet written to its disk for good, it may do again.
+
 How many tasks of one slot of a replicated service may run at the same moment, as the engines see it:
 
 - with order stop-first: one;
@@ -37,6 +40,7 @@ class Running:
         self._ledger = kept
         self.engines: dict[str, memory.MemoryRuntime] = {}
         self.starts = 0
+        self._begun: dict[str, str] = {}  # tasks that were started, and where
         self.lied_about: dict[str, None] = {}  # tasks
         self.changed: Callable[[], None] = lambda: None  # called after something started or ended
 
@@ -44,9 +48,20 @@ class Running:
         """Machine by task ID."""
         return {task_id: name for name, engine in self.engines.items() for task_id in engine.running()}
 
+    def leased(self) -> list[str]:
+        """Machines that run a task that must never run twice."""
+        found: dict[str, None] = {}
+        for task_id, machine in self.tasks().items():
+            task = self._ledger.get("task", task_id)
+            if task is not None and self._must_never_run_twice(task):
+                found[machine] = None
+        return list(found)
+
     def started(self, machine: str, task_id: str) -> None:
         """An engine has just started a task."""
         self.starts += 1
+        shadow.require(task_id not in self._begun, f"{machine} starts task {task_id} a second time")
+        self._begun[task_id] = machine
         self.changed()
         task = self._ledger.get("task", task_id)
         if task is None or not task.slot:
@@ -70,7 +85,7 @@ class Running:
         )
 
     def _check_at_most_once(self, machine: str, task: pb.Task) -> None:
-        if policies.lease_s(self._ledger.get("revision", task.revision_id).spec.labels) is None:
+        if not self._must_never_run_twice(task):
             return
         for other_id, where in self.tasks().items():
             other = self._ledger.get("task", other_id)
@@ -81,6 +96,14 @@ class Running:
                 f"{task.service_name}.{task.slot} must never run twice: {task.id} starts on {machine} while "
                 f"{other.id} runs on {where}, {ledger.states(other)}",
             )
+
+    def _must_never_run_twice(self, task: pb.Task) -> bool:
+        revision = self._ledger.get("revision", task.revision_id)
+        return revision is not None and policies.lease_s(revision.spec.labels) is not None
+
+    def lost_power(self, machine: str) -> None:
+        """Its agent may have forgotten that it started something."""
+        self._begun = {task_id: name for task_id, name in self._begun.items() if name != machine}
 
     def ended(self) -> None:
         """Something does not run any more."""
