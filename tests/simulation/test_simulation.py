@@ -53,10 +53,11 @@ FINDS = {
     "statuses go backwards": (3, "went back at"),
     "ended tasks are started again": (1, "none on"),
     "drained nodes get tasks": (1, "which takes none"),
-    "nodes are overcommitted": (2, "taken twice"),
+    "nodes are overcommitted": (2, "of a service that may have"),
     "old tasks go too early": (12, "is down to"),
     "writes are acknowledged too early": (1, "is not linearizable"),
     "silence is not waited for": (502, "must never run twice"),
+    "agents ignore their leases": (502, "must never run twice"),
     "agents make anew what runs": (4, "a second time"),
 }
 

@@ -24,6 +24,7 @@ class Faults:
         self._site = site
         self._rng = rng = random.Random(f"{site.seed} faults")
         self._restarts: list[asyncio.Task[None]] = []
+        self._cut_off = ""  # who runs what must never run twice
         self.running = True
         self.counts: dict[str, int] = {}
         # The weather of this seed: which faults there are at all, how many, and how fast the network is.
@@ -52,6 +53,7 @@ class Faults:
             await self._run()
         finally:
             besides.cancel()
+            self._cut_off = ""
 
     async def _run(self) -> None:
         while self.running:
@@ -166,8 +168,10 @@ class Faults:
             if machines:
                 name = "_isolate_leased"
                 self.counts[name] = self.counts.get(name, 0) + 1
-                self._isolate(rng.choice(machines))
+                self._cut_off = rng.choice(machines)
+                self._isolate(self._cut_off)
                 await asyncio.sleep(rng.uniform(*LEASED_FOR_S))
+                self._cut_off = ""
                 self._site.network.heal()
 
     async def _cut_one_way(self) -> None:
@@ -180,7 +184,7 @@ class Faults:
             self._site.network.reset(victim.name)
 
     async def _heal(self) -> None:
-        self._site.network.heal()
+        self._site.network.heal(but=self._cut_off)
         for each in self._site.machines.values():
             each.offload.stall_s = 0.0
             each.engine.calm_down()

@@ -58,9 +58,12 @@ class Network:
         """Whether that direction is cut."""
         return (source, target) in self.raft.cuts
 
-    def heal(self) -> None:
-        """All cuts are over, and what is stuck arrives."""
+    def heal(self, *, but: str = "") -> None:
+        """All cuts are over, but those of one machine, and what is stuck arrives."""
+        kept = [(source, target) for source, target in self.raft.cuts if but in {source, target}]
         self.raft.heal()
+        for source, target in kept:
+            self.raft.cut(source, target)
         self.slow.clear()
         for connection in list(self._connections):
             connection.flush()
