@@ -30,7 +30,7 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
             slot=slot.number,
             node_id=slot.node_id,
             start=tasks.Start.WHEN_DUE,
-            replaces=_predecessor(slot, last),
+            replaces=_predecessor(now, slot, last),
             not_before=due,
             failures=failures,
         )
@@ -38,20 +38,34 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
     elif tasks.lost(now.node(last)):
         # Nobody can tell when it stops, so there is nothing to wait for; and it did not crash, so no delay either.
         # One that was still waiting for others of its slot to stop hands that on, though.
-        waited = last.desired_state == pb.TASK_STATE_READY
-        start = tasks.Start.WHEN_DUE if waited else tasks.Start.AT_ONCE
-        now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=_predecessor(slot, last))
+        predecessor = _predecessor(now, slot, last)
+        waits = last.desired_state == pb.TASK_STATE_READY or predecessor != last.id
+        start = tasks.Start.WHEN_DUE if waits else tasks.Start.AT_ONCE
+        now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=predecessor)
         now.reason(f"{where}: the node of task {last.id} is lost")
     else:
-        predecessor = _predecessor(slot, last)
+        predecessor = _predecessor(now, slot, last)
         now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=predecessor)
         now.reason(f"{where}: task {last.id} leaves its node: {last.evicted or 'it is drained'}")
+    for other in slot.live:
+        if (
+            other.status.state != pb.TASK_STATE_RUNNING
+        ):  # outdated, and superseded: it could yet start beside the new one
+            now.stop(other)
 
 
-def _predecessor(slot: slots.Slot, last: pb.Task) -> str:
-    """Whose end the next attempt waits for: the same as before for one that is tried again before it ever started."""
-    waited = last.desired_state == pb.TASK_STATE_READY and any(task.id == last.replaces for task in slot.live)
-    return last.replaces if waited else last.id
+def _predecessor(now: turn.Turn, slot: slots.Slot, last: pb.Task) -> str:
+    """Whose end the next attempt waits for: the same as before for one that is tried again before it ever started.
+
+    An outdated one that runs beside `last`, because a rollback made that one up to date again, has to stop first, too.
+    """
+    if last.desired_state == pb.TASK_STATE_READY and any(task.id == last.replaces for task in slot.live):
+        return last.replaces
+    if now.spec.update.order != pb.UPDATE_ORDER_START_FIRST:
+        for other in slot.live:
+            if other.status.state == pb.TASK_STATE_RUNNING:
+                return other.id
+    return last.id
 
 
 def gave_up(task: pb.Task) -> bool:

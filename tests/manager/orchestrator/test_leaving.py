@@ -310,3 +310,22 @@ def test_a_slot_that_is_filled_anew_waits_for_what_still_stops_in_it(
     del w.hung[old.node_id]
     w.go()
     assert [task.id for task in w.running("web")] == [new.id]
+
+
+def test_a_move_that_is_overtaken_by_another_never_makes_three() -> None:
+    w = cluster("n1", "n2", "n3")
+    w.service("web", 1, lambda spec: setattr(spec.update, "order", START_FIRST))
+    w.go()
+    (old,) = w.running("web")
+    w.drain(old.node_id)
+    w.decide()
+    w.agents(lambda task: task.status.state < pb.TASK_STATE_STARTING)
+    (first,) = [task for task in w.wished("web") if task.id != old.id]
+    wished: list[int] = []
+    w.check = lambda: wished.append(len(w.wished("web")))
+    w.drain(first.node_id)
+    w.decide()
+    assert max(wished) == 2
+    w.go(for_s=30.0)
+    (running,) = w.running("web")
+    assert running.node_id not in {old.node_id, first.node_id}

@@ -181,3 +181,28 @@ def test_a_deleted_node_is_given_up_even_within_the_window() -> None:
     w.write(ops.delete(node))
     w.go()
     assert w.spread("web") == {"n2": 2}
+
+
+def test_a_node_lost_in_a_rollback_does_not_let_the_outdated_successor_start_beside_the_new_one() -> None:
+    w = world.World()
+    for name in ("n1", "n2", "n3"):
+        w.node(name)
+    w.service("web", 1)
+    w.go()
+    (old,) = w.running("web")
+    w.deploy("web", "demo:2")
+    w.decide()
+    (prepared,) = [task for task in w.tasks("web") if task.replaces == old.id]  # waits for the old one to stop
+    w.roll_back("web")
+    w.down(old.node_id)
+    most: list[int] = []
+
+    def count() -> None:
+        runnable = [task for task in w.wished("web") if task.desired_state == pb.TASK_STATE_RUNNING]
+        most.append(len([task for task in runnable if task.node_id not in w.hung]))
+
+    w.check = count
+    w.go(for_s=30.0)
+    assert max(most) == 1
+    (running,) = w.running("web")
+    assert (running.id != prepared.id, running.revision_id) == (True, "web@1")
