@@ -52,8 +52,10 @@ async def task_logs(call: messages.Call) -> messages.Response:
 
 def _has_output(task: pb.Task) -> bool:
     """Whether the task has been started on a node that may still know of it."""
-    never_ran = (pb.TASK_STATE_REJECTED, pb.TASK_STATE_ORPHANED)
-    return bool(task.node_id) and task.status.state >= pb.TASK_STATE_STARTING and task.status.state not in never_ran
+    if task.status.state == pb.TASK_STATE_REJECTED:
+        return task.HasField("running_at")  # its node did not suit it any more; others are rejected before they run
+    state = task.status.state
+    return bool(task.node_id) and state >= pb.TASK_STATE_STARTING and state != pb.TASK_STATE_ORPHANED
 
 
 def _query(call: messages.Call, task_ids: list[str]) -> backend.LogQuery:

@@ -48,10 +48,8 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
         now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=predecessor)
         now.reason(f"{where}: task {last.id} leaves its node: {last.evicted or 'it is drained'}")
     for other in slot.live:
-        if (
-            other.status.state != pb.TASK_STATE_RUNNING
-        ):  # outdated, and superseded: it could yet start beside the new one
-            now.stop(other)
+        if other.status.state != pb.TASK_STATE_RUNNING:
+            now.stop(other)  # outdated, and superseded: it could yet start beside the new one
 
 
 def _predecessor(now: turn.Turn, slot: slots.Slot, last: pb.Task) -> str:

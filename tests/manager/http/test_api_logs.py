@@ -3,7 +3,9 @@
 import asyncio
 import struct
 
-from manager.http import messages
+import pytest
+
+from manager.http import logs, messages
 from skep import errors, pb
 from tests.manager.http import rigs
 
@@ -46,6 +48,24 @@ def test_logs_of_a_service_and_of_a_task() -> None:
             assert (await rig.refused("GET", target))[1] == text
 
     rigs.run(work)
+
+
+@pytest.mark.parametrize(
+    ("state", "ran", "has"),
+    [
+        (pb.TASK_STATE_READY, False, False),
+        (pb.TASK_STATE_STARTING, False, True),
+        (pb.TASK_STATE_SHUTDOWN, True, True),
+        (pb.TASK_STATE_REJECTED, False, False),
+        (pb.TASK_STATE_REJECTED, True, True),  # its node did not suit it any more
+        (pb.TASK_STATE_ORPHANED, True, False),
+    ],
+)
+def test_which_tasks_of_a_service_are_asked_for_output(state: pb.TaskState.ValueType, ran: bool, has: bool) -> None:
+    task = pb.Task(node_id="n1", status=pb.TaskStatus(state=state))
+    if ran:
+        task.running_at.GetCurrentTime()
+    assert logs._has_output(task) is has
 
 
 def test_logs_of_a_terminal_are_not_framed_and_trouble_is_told_in_the_stream() -> None:
