@@ -14,10 +14,13 @@ for step in ".venv/bin/ruff check ." ".venv/bin/ruff format --check ." ".venv/bi
 done
 # The simulation takes what the tests leave: much of their time they wait for real clusters and engines.
 out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
-( if nice -n 10 .venv/bin/python -m tests.simulation --ci >"$out/simulation" 2>&1; then echo ok; else echo failed; fi >"$out/rc" ) &
-{ if .venv/bin/python -m pytest -q; then echo ok; else echo failed; fi >"$out/tests.rc"; } | tee "$out/tests"
-wait
+nice -n 10 .venv/bin/python -m tests.simulation --ci >"$out/simulation" 2>&1 &
+simulation=$!
+trap 'kill "$simulation" 2>/dev/null || true; rm -rf "$out"' EXIT
+trap 'exit 130' INT TERM
+{ if .venv/bin/python -m pytest -q; then echo ok >"$out/rc"; else echo failed >"$out/rc"; fi; } | tee "$out/tests"
+tests=$(cat "$out/rc")
+if wait "$simulation"; then simulated=ok; else simulated=failed; fi
 cat "$out/simulation"
 tail -n 2 "$out/tests"
-[ "$(cat "$out/rc") $(cat "$out/tests.rc")" = "ok ok" ] || { echo "failed: simulation $(cat "$out/rc"), tests $(cat "$out/tests.rc")"; exit 1; }
+[ "$simulated $tests" = "ok ok" ] || { echo "failed: simulation $simulated, tests $tests"; exit 1; }

@@ -1,9 +1,11 @@
 """Runs seeds on all cores and stops at the first that breaks an invariant."""
 
 import concurrent.futures
+import ctypes
 import dataclasses
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tests.simulation import alarm, kinds
 
+PR_SET_PDEATHSIG = 1  # see prctl(2)
 BACKLOG = 2  # jobs a process has waiting: no more is wasted when one of them fails
 
 
@@ -104,6 +107,7 @@ def _take(source: Iterator[kinds.Job], count: int) -> Iterator[kinds.Job]:
 
 def _begin() -> None:
     alarm.configure()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever is stopped in the middle leaves nobody behind
     sys.stdout = sys.stderr  # what is printed by accident must not get between the results
 
 
