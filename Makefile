@@ -1,5 +1,8 @@
 # Everything a developer types. `make demo` and `make test` need only python3 (3.11 or newer) and make.
 PY := .venv/bin/python
+# Compiled once for all the processes that a target starts, wherever the machine keeps Python from it. Not in the tree.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
+export PYTHONDONTWRITEBYTECODE :=
 BENCH ?= cli
 SEEDS ?= 20
 SEED ?=

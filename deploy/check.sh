@@ -15,8 +15,8 @@ run mypy $bin/mypy
 deciders="tests/manager/orchestrator tests/manager/planning tests/manager/scheduler"
 without=$(printf -- '--ignore=%s ' $deciders)
 run deciders $bin/python -m pytest -q -m "$only" -p no:cacheprovider $deciders
-run managers $bin/python -m pytest -q -m "$only" -p no:cacheprovider $without tests/manager
-run others $bin/python -m pytest -q -m "$only" -p no:cacheprovider --ignore=tests/manager
+run managers $bin/python -m pytest -q -m "$only" -p no:cacheprovider $without tests/manager tests/conformance
+run others $bin/python -m pytest -q -m "$only" -p no:cacheprovider --ignore=tests/manager --ignore=tests/conformance
 wait_light() {
   for step in "ruff $bin/ruff check ." "format $bin/ruff format --check ." "layers $bin/lint-imports" \
               "proto ./deploy/proto.sh --check"; do

@@ -40,10 +40,6 @@ class Lease:
         """Whether a lease of so many seconds has run out."""
         return self._uptime.now() - self._proven_at > lease_s
 
-    def left_s(self, lease_s: float) -> float:
-        """How long it has to run, in seconds; 0.0 once it is over."""
-        return max(self._proven_at + lease_s - self._uptime.now(), 0.0)
-
     def hold(self, shortest_s: float) -> None:
         """The shortest lease of a task that is here now; infinite when there is none."""
         if shortest_s != self._shortest_s:

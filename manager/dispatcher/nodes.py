@@ -25,8 +25,6 @@ def down(message: str) -> Change:
     """The node is down."""
 
     def change(node: pb.Node) -> None:
-        if node.status.state != pb.NODE_STATE_DOWN:
-            node.status.silent = 0
         node.status.state = pb.NODE_STATE_DOWN
         node.status.message = message
 
@@ -72,7 +70,6 @@ class NodeWriter:
             node.status.state = pb.NODE_STATE_READY
             node.status.addr = addr
             node.status.message = ""
-            node.status.silent = 0
 
         while not await self.change({node_id: ready}):
             # A manager that was replaced without noticing must not give a node its outdated set of tasks.
@@ -110,6 +107,7 @@ class NodeWriter:
                 change(wanted)
                 if _went_or_came(stored, wanted):
                     wanted.status.since.CopyFrom(stamps.stamp(self._clock.now()))
+                    wanted.status.silent = 0
                 if wanted != stored:
                     updates.append(ops.update(wanted))
             if not updates:

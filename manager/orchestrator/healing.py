@@ -47,9 +47,7 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
         predecessor = _predecessor(now, slot, last)
         now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=predecessor)
         now.reason(f"{where}: task {last.id} leaves its node: {last.evicted or 'it is drained'}")
-    for other in slot.live:
-        if other.status.state != pb.TASK_STATE_RUNNING:
-            now.stop(other)  # outdated, and superseded: it could yet start beside the new one
+    slots.supersede(now, slot)  # what is outdated and waited for `last` to end
 
 
 def _predecessor(now: turn.Turn, slot: slots.Slot, last: pb.Task) -> str:

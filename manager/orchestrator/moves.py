@@ -86,9 +86,6 @@ def _move(now: turn.Turn, slot: slots.Slot, task: pb.Task) -> bool:
         move=pb.MOVE_REASON_DRAIN,
         failures=failures,
     )
-    for other in slot.live:
-        # Its node is drained too, before it came to run: it could yet do so, as a third one.
-        if other is not task and other.status.state != pb.TASK_STATE_RUNNING:
-            now.stop(other)
+    slots.supersede(now, slot, keep=task)  # a move whose own node is drained before it came to run
     now.reason(f"slot {slot.number}: task {task.id} leaves its drained node once its successor runs")
     return True

@@ -73,6 +73,13 @@ def refill(now: turn.Turn, slot: Slot) -> tasks.Start:
     return tasks.Start.WHEN_DUE if stopping else tasks.Start.AT_ONCE
 
 
+def supersede(now: turn.Turn, slot: Slot, *, keep: pb.Task | None = None) -> None:
+    """Stops what does not run yet, but for `keep`: another successor is planned, and it could start beside that one."""
+    for task in slot.live:
+        if task is not keep and task.status.state != pb.TASK_STATE_RUNNING:
+            now.stop(task)
+
+
 def add(now: turn.Turn, slot: Slot, task: pb.Task) -> None:
     """Puts a task into its slot; tasks come oldest first."""
     slot.tasks.append(task)

@@ -1,5 +1,7 @@
 """A model of silent nodes: what the dispatcher counts of their silence, in model time."""
 
+from collections.abc import Iterator
+
 from manager.orchestrator import leaving, tasks
 from manager.store import ops, views, watching
 from skep import pb, stamps
@@ -18,25 +20,26 @@ class Silence:
 
     def next_due(self, state: views.View) -> float | None:
         """When a node will have been silent for as long as a task on it waits for, epoch seconds; None = never."""
-        return min(
-            (at + each for node_id, at in self._since(state) for each in leaving.awaited_silence_s(state, node_id)),
-            default=None,
-        )
+        return min((min(due) for _, due in self._awaited(state)), default=None)
 
     def reports(self, state: views.View, now: float) -> list[pb.Op]:
         """What the leader writes on these nodes at that moment."""
         found: list[pb.Op] = []
-        for node_id, at in self._since(state):
-            reached = [each for each in leaving.awaited_silence_s(state, node_id) if at + each <= now]
-            node = state.nodes.get(node_id)
-            if reached and node is not None:
+        for node, due in self._awaited(state):
+            if min(due) <= now:
                 silent = pb.Node()
                 silent.CopyFrom(node)
-                silent.status.silent = stamps.to_nanos(max(reached))
+                silent.status.silent = stamps.to_nanos(max(needed_s for at, needed_s in due.items() if at <= now))
                 found.append(ops.update(silent))
         return found
 
-    def _since(self, state: views.View) -> list[tuple[str, float]]:
-        nodes = [state.nodes.get(node_id) for node_id in self._down]
-        self._down = {node.id: None for node in nodes if node is not None and tasks.lost(node)}
-        return [(node.id, leaving.down_since(node)) for node in nodes if node is not None and tasks.lost(node)]
+    def _awaited(self, state: views.View) -> Iterator[tuple[pb.Node, dict[float, float]]]:
+        """The nodes that something waits for, with the silence in seconds by the moment at which it is reached."""
+        for node_id in list(self._down):
+            node = state.nodes.get(node_id)
+            needed = leaving.awaited_silence_s(state, node_id)
+            if node is None or not needed:
+                del self._down[node_id]  # a node that is down gets no more tasks
+                continue
+            began_at = leaving.down_since(node)
+            yield node, {began_at + each: each for each in needed}

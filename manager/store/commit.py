@@ -46,6 +46,10 @@ class LocalCommitter:
         self.is_leader = True
 
     async def commit(self, ops: Sequence[pb.Op]) -> int:
+        return self.commit_now(ops)
+
+    def commit_now(self, ops: Sequence[pb.Op]) -> int:
+        """The same for callers without an event loop."""
         transaction = pb.Transaction(ops=ops, at=stamps.stamp(self._clock.now()))
         decoded = pb.Transaction.FromString(transaction.SerializeToString())
         (refusal,) = self._store.apply(self._store.index + 1, [decoded])

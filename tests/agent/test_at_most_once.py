@@ -1,6 +1,8 @@
 """Tasks that must never run twice, agents and leader joined: each side by its own steady clock."""
 
+import contextlib
 import dataclasses
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -26,6 +28,15 @@ async def running(cluster: joined.Cluster, *task_ids: str) -> None:
     await until(lambda: all(cluster.state(each) == joined.RUN for each in task_ids))
 
 
+@contextlib.asynccontextmanager
+async def running_once() -> AsyncIterator[tuple[joined.Network, joined.Cluster, joined.Agent]]:
+    """A node that runs one task which must never run twice, named a."""
+    async with joined.joined("n1") as (network, cluster, (agent,)):
+        await cluster.create(revision(), joined.task("a", "n1", revision_id="once"))
+        await running(cluster, "a")
+        yield network, cluster, agent
+
+
 async def drop_out(network: joined.Network, agent: joined.Agent) -> None:
     """The node reaches nobody and nobody reaches it."""
     network.cut[agent.node_id] = None
@@ -48,9 +59,7 @@ def test_only_the_task_that_must_never_run_twice_ends_when_no_manager_is_heard_o
 
 def test_the_leader_counts_the_silence_for_longer_than_the_agent_lets_the_task_run() -> None:
     async def main() -> None:
-        async with joined.joined("n1") as (network, cluster, (agent,)):
-            await cluster.create(revision(), joined.task("a", "n1", revision_id="once"))
-            await running(cluster, "a")
+        async with running_once() as (network, cluster, agent):
             await drop_out(network, agent)
             ended_at: list[float] = []
 
@@ -70,9 +79,7 @@ def test_the_leader_counts_the_silence_for_longer_than_the_agent_lets_the_task_r
 
 def test_a_leader_whose_wall_clock_jumps_counts_no_faster() -> None:
     async def main() -> None:
-        async with joined.joined("n1") as (network, cluster, (agent,)):
-            await cluster.create(revision(), joined.task("a", "n1", revision_id="once"))
-            await running(cluster, "a")
+        async with running_once() as (network, cluster, agent):
             await drop_out(network, agent)
             await until(lambda: cluster.node("n1").status.state == pb.NODE_STATE_DOWN)
             now = cluster.clock.now
@@ -111,9 +118,7 @@ def test_a_new_leader_goes_on_from_what_is_certain_and_not_from_stamps() -> None
 
 def test_silence_is_counted_anew_when_the_node_has_been_back() -> None:
     async def main() -> None:
-        async with joined.joined("n1") as (network, cluster, (agent,)):
-            await cluster.create(revision(), joined.task("a", "n1", revision_id="once"))
-            await running(cluster, "a")
+        async with running_once() as (network, cluster, agent):
             await drop_out(network, agent)
             view = cluster.store.view
             await until(lambda: leaving.certainly_stopped(view(), cluster.task("a")), within_s=200.0)
@@ -153,9 +158,7 @@ def test_a_short_lease_makes_the_agent_speak_often_enough() -> None:
 
 def test_a_leader_that_is_not_sure_to_lead_renews_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with joined.joined("n1") as (_, cluster, (agent,)):
-            await cluster.create(revision(), joined.task("a", "n1", revision_id="once"))
-            await running(cluster, "a")
+        async with running_once() as (_, cluster, agent):
             cluster.dispatcher._sure_to_lead = lambda: False
             await until(lambda: not agent.runtime.running(), within_s=LEASE_S + 2.0)
             assert agent.session.manager  # the session itself is none the worse
@@ -177,9 +180,7 @@ def test_a_word_that_comes_while_the_node_is_given_up_renews_nothing(monkeypatch
 
 def test_an_agent_that_was_killed_goes_on_with_the_lease_it_had() -> None:
     async def main() -> None:
-        async with joined.joined("n1") as (network, cluster, (agent,)):
-            await cluster.create(revision(), joined.task("a", "n1", revision_id="once"))
-            await running(cluster, "a")
+        async with running_once() as (network, _, agent):
             await agent.stop()
             network.cut[agent.node_id] = None
             began: Any = virtual_time.LoopUptime().now()

@@ -127,6 +127,15 @@ class Cluster:
         return sorted(found, key=lambda task: int(task["Slot"]))
 
 
+def alive(pid: int) -> bool:
+    """Whether a process of that ID is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 async def until(what: str, condition: Callable[[], Awaitable[bool]], *, timeout_s: float = CONVERGE_TIMEOUT_S) -> None:
     """Waits for a condition; AssertionError naming `what` when it does not come true in time."""
     loop = asyncio.get_running_loop()

@@ -39,13 +39,13 @@ async def silent_managers(cluster: harness.Cluster, task: harness.Task) -> None:
     assert manager is not None
     with stopped(manager):
         await asyncio.sleep(0.3 * LEASE_S)
-        assert alive(pid)  # a pause that is shorter than the lease harms nobody
+        assert harness.alive(pid)  # a pause that is shorter than the lease harms nobody
     await asyncio.sleep(0.3 * LEASE_S)
-    assert alive(pid)
+    assert harness.alive(pid)
     with stopped(manager):
 
         async def gone() -> bool:
-            return not alive(pid)
+            return not harness.alive(pid)
 
         await harness.until("the agent stops what must never run twice", gone, timeout_s=LEASE_S + 10.0)
 
@@ -81,12 +81,3 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of that ID is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

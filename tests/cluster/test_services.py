@@ -16,14 +16,6 @@ SLEEPER = ("process", "sh", "-c", "echo version $VERSION; exec sleep 1000")
 CREATE = ("service", "create", "--detach", "--restart-delay", "200ms", "--stop-grace-period", "2s")
 
 
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def pids(tasks: list[harness.Task]) -> list[int]:
     return [int(task["Status"]["ContainerStatus"]["PID"]) for task in tasks]
 
@@ -42,7 +34,7 @@ async def deploy_and_heal(cluster: harness.Cluster) -> None:
     await cluster.skep(*CREATE, "--name", "web", "--replicas", "3", "--env", "VERSION=1", *SLEEPER)
     tasks = await cluster.converged("web", 3)
     assert len({task["NodeID"] for task in tasks}) == 3, "spread over all nodes"
-    assert all(alive(pid) for pid in pids(tasks))
+    assert all(harness.alive(pid) for pid in pids(tasks))
 
     os.kill(pids(tasks)[0], signal.SIGKILL)
 
@@ -101,7 +93,7 @@ async def drain_and_remove(cluster: harness.Cluster) -> None:
     await cluster.skep("service", "rm", "web")
 
     async def gone() -> bool:
-        return not await cluster.call("GET", "/tasks") and not any(alive(pid) for pid in pids(tasks))
+        return not await cluster.call("GET", "/tasks") and not any(harness.alive(pid) for pid in pids(tasks))
 
     await harness.until("tasks and processes gone", gone)
 

@@ -3,7 +3,6 @@
 A model agent takes each task of its node one state further every time it is asked; tests decide when that is.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable
 
 from manager import loops, plan
@@ -53,7 +52,7 @@ class World:
 
     def write(self, *operations: pb.Op) -> None:
         """Commits, as a user or an agent would."""
-        asyncio.run(self._committer.commit(operations))
+        self._committer.commit_now(operations)
 
     def node(self, name: str, *, cpus: float = 4.0, memory: int = 8 * GB, labels: dict[str, str] | None = None) -> str:
         """Adds a ready node; its ID is its name."""
