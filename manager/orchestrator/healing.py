@@ -36,12 +36,11 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
         )
         now.reason(f"{where}: task {last.id} ended, restart in {max(0.0, due - now.now):.1f} s")
     elif tasks.lost(now.node(last)):
-        # Nobody can tell when it stops, so there is nothing to wait for; and it did not crash, so no delay either.
-        # One that was still waiting for others of its slot to stop hands that on, though.
-        predecessor = _predecessor(now, slot, last)
-        waits = last.desired_state == pb.TASK_STATE_READY or predecessor != last.id
-        start = tasks.Start.WHEN_DUE if waits else tasks.Start.AT_ONCE
-        now.create(slot=slot.number, node_id=slot.node_id, start=start, replaces=predecessor)
+        # It did not crash, so no delay. Nobody can tell when it stops, and nothing waits for that while its node is
+        # lost: the starter looks, after this plan has taken effect. A node that came back meanwhile stops it first.
+        now.create(
+            slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=_predecessor(now, slot, last)
+        )
         now.reason(f"{where}: the node of task {last.id} is lost")
     else:
         predecessor = _predecessor(now, slot, last)

@@ -29,6 +29,7 @@ def lose(nodes: Sequence[pb.Node]) -> list[pb.Op]:
         gone.CopyFrom(node)
         gone.status.state = pb.NODE_STATE_DOWN
         gone.status.message = "lost, for the sake of argument"
+        gone.status.ClearField("since")  # of the state before: waiting for the node begins now
         changed.append(ops.update(gone))
     return changed
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from manager.orchestrator import restart
+from manager.orchestrator import restart, services
 from manager.store import ops
 from skep import pb, policies, stamps
 from tests.manager.orchestrator import world
@@ -36,6 +36,23 @@ def test_a_flapping_node_keeps_its_tasks_within_the_window() -> None:
     w.down("n1")
     w.go(for_s=61.0)
     assert w.spread("web") == {"n2": 2}
+
+
+def test_a_node_that_is_back_before_its_tasks_are_replaced_stops_them_first() -> None:
+    w = cluster("n1")
+    w.service("web", 1)
+    w.go()
+    (old,) = w.running("web")
+    w.down("n1")
+    decided = services.Services().decide(w.view, w.clock.now(), w.rng, None)
+    w.change_node("n1", lambda node: setattr(node.status, "state", pb.NODE_STATE_READY))
+    w.write(*decided.ops)  # was decided before, and takes effect after
+    w.decide()
+    (successor,) = w.wished("web")
+    assert (successor.replaces, successor.desired_state) == (old.id, pb.TASK_STATE_READY)
+    w.hung.clear()
+    w.go(for_s=1.0)
+    assert [task.id for task in w.running("web")] == [successor.id]
 
 
 def test_what_must_never_run_twice_is_replaced_once_it_has_certainly_stopped() -> None:

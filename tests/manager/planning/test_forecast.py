@@ -9,7 +9,7 @@ from manager.control import defaults
 from manager.control import services as intents
 from manager.planning import fields, forecast, whatif
 from manager.store import ops
-from skep import errors, ids, pb, stamps
+from skep import errors, ids, pb, policies, stamps
 from tests.manager.orchestrator import world
 
 Action = forecast.Action
@@ -174,6 +174,18 @@ def test_losing_a_node_and_adding_one() -> None:
         whatif.add(w.view, [whatif.Addition(1001, 1, 1)])
     with pytest.raises(errors.Invalid):
         whatif.add(w.view, [whatif.Addition(0, 1, 1)])
+
+
+def test_what_waits_for_a_lost_node_waits_from_the_loss_on() -> None:
+    w = cluster(2)
+    service(w, "web", 2, lambda spec: spec.labels.update({policies.REPLACE_AFTER: "60s"}))
+    w.go()
+    w.change_node("n0", lambda node: node.status.since.CopyFrom(stamps.stamp(w.clock.now())))  # it became ready then
+    w.clock.time += 3600.0
+    node = w.view.nodes.get("n0")
+    assert node is not None
+    lost = ask(w, whatif.lose([node]))
+    assert lost.took_s >= 60.0
 
 
 @pytest.mark.parametrize(
