@@ -7,6 +7,7 @@ BENCH ?= cli
 SEEDS ?= 20
 SEED ?=
 KIND ?=
+FAULT ?=
 ROUNDS ?= 200
 POWER ?=
 
@@ -32,8 +33,9 @@ unit: setup-dev
 proto: setup-dev      ## rewrite skep/v1 from proto/
 	@./deploy/proto.sh
 
-simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one (KIND=consensus|cluster|engines)
-	@PYTHONHASHSEED=0 $(PY) -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND))
+simulate: setup-dev   ## deterministic simulation: SEEDS=1000 for many, SEED=4711 to replay one (KIND=consensus|cluster|engines, FAULT="..")
+	@PYTHONHASHSEED=0 $(PY) -m tests.simulation --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND)) \
+	  $(if $(FAULT),--fault "$(FAULT)")
 
 crash: setup-dev      ## managers killed at random moments under load: ROUNDS=200, POWER=power to lose what was not synced
 	@$(PY) -m tests.manager.raft.raft_crashes $(ROUNDS) $(or $(SEED),$(shell date +%s)) $(POWER)

@@ -5,6 +5,7 @@ it breaks is lost.
 """
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Mapping
 
 from manager.raft import transport
@@ -25,7 +26,8 @@ class MemoryNetwork:
         """`watch` sees every frame that is sent over a link that is up."""
         self.delay_s = delay_s
         self.watch = watch
-        self.cuts: dict[tuple[str, str], None] = {}  # directions in which nothing gets through
+        self.cuts: dict[tuple[str, str], None] = {}  # directions in which nothing gets through, as both ends know
+        self.holes: dict[tuple[str, str], None] = {}  # directions in which nothing gets through, and nobody knows yet
         self._running: dict[str, MemoryTransport] = {}
 
     def attach(self, member: "MemoryTransport") -> None:
@@ -49,9 +51,16 @@ class MemoryNetwork:
         if source in self._running:
             self._running[source].check_links()
 
+    def swallow(self, source: str, target: str) -> None:
+        """Nothing gets from `source` to `target` any more, but the link looks well until it is cut."""
+        self.holes[source, target] = None
+
     def heal(self) -> None:
-        """All cuts are over; links come up again when they are dialled next."""
+        """All cuts are over; links come up again when they are dialled next, what was stuck arrives."""
         self.cuts.clear()
+        self.holes.clear()
+        for member in list(self._running.values()):
+            member.flush()
 
     def find(self, source: str, target: str) -> "MemoryTransport | None":
         """The transport that `source` reaches when it dials `target`."""
@@ -107,9 +116,10 @@ class MemoryTransport:
         loop = asyncio.get_running_loop()
         for peer in self._peers:
             target = self._network.find(self.node_id, peer)
-            if peer not in self._links and target is not None and self._handler is not None:
+            swallowed = (self.node_id, peer) in self._network.holes
+            if peer not in self._links and target is not None and self._handler is not None and not swallowed:
                 if target.knows(self.node_id):
-                    self._links[peer] = _Link(self.node_id, target)
+                    self._links[peer] = _Link(self.node_id, target, self._network.holes)
                     self._handler.link_changed(peer, up=True)
                 elif (configuration := target.refusal()) is not None:
                     self._handler.refused(peer, configuration)
@@ -121,6 +131,11 @@ class MemoryTransport:
         for peer, link in list(self._links.items()):
             if self._network.find(self.node_id, peer) is not link.target or not link.target.knows(self.node_id):
                 self._break(peer)
+
+    def flush(self) -> None:
+        """What is stuck arrives."""
+        for link in list(self._links.values()):
+            link.flush()
 
     def _break(self, peer: str) -> None:
         link = self._links.pop(peer)
@@ -143,17 +158,27 @@ class MemoryTransport:
 
 
 class _Link:
-    def __init__(self, source: str, target: MemoryTransport) -> None:
+    def __init__(self, source: str, target: MemoryTransport, holes: Mapping[tuple[str, str], None]) -> None:
         self.source = source
         self.target = target
         self.broken = False
+        self._holes = holes
+        self._stuck: list[bytes] = []
         self._free_at = 0.0
 
     def send(self, encoded: bytes, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
         self._free_at = max(self._free_at, loop.time() + delay_s)  # frames do not overtake each other
-        loop.call_at(self._free_at, self._arrive, encoded)
+        # In nobody's context: what is on its way arrives whatever becomes of the sender.
+        loop.call_at(self._free_at, self._arrive, encoded, context=contextvars.Context())
 
     def _arrive(self, encoded: bytes) -> None:
-        if not self.broken:
+        if self._stuck or (self.source, self.target.node_id) in self._holes:
+            self._stuck.append(encoded)
+        elif not self.broken:
             self.target.deliver(self.source, encoded)
+
+    def flush(self) -> None:
+        stuck, self._stuck = self._stuck, []
+        for encoded in stuck:
+            self._arrive(encoded)

@@ -1,17 +1,19 @@
 """python -m tests.simulation: runs seeds on all cores and stops at the first that breaks an invariant."""
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
-from tests.simulation import alarm, kinds, pool
+from tests.simulation import alarm, kinds, mutants, pool
+from tests.simulation.cluster import mutants as cluster_mutants
 
 REPORT_EVERY_S = 10.0
-CI_CONSENSUS_SEEDS = 200
-CI_CLUSTER_SEEDS = range(2000, 2040)  # always the same, until docs/dev/simulation.md has no findings
+CI_SEEDS = {kinds.CONSENSUS: 200, kinds.CLUSTER: 40, kinds.ENGINES: 30}  # fresh ones, with every commit
+FAULTS = mutants.MUTANTS | cluster_mutants.MUTANTS
 
 
 def main() -> int:
@@ -21,12 +23,13 @@ def main() -> int:
         os.environ["PYTHONHASHSEED"] = "0"  # sets of strings are in another order in every process otherwise
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     names = [arguments.kind] if arguments.kind else list(kinds.KINDS)
-    if arguments.seed is not None:
-        return _replay([kinds.Job(kind, arguments.seed) for kind in names], loud=not arguments.quiet)
-    if arguments.ci:
-        return _continuous_integration()
-    seeds = range(arguments.first, arguments.first + arguments.seeds)
-    return _run(kinds.Job(kind, seed) for seed in seeds for kind in names)
+    with mutants.put_back(FAULTS[arguments.fault]) if arguments.fault else contextlib.nullcontext():
+        if arguments.seed is not None:
+            return _replay([kinds.Job(kind, arguments.seed) for kind in names], loud=not arguments.quiet)
+        if arguments.ci:
+            return _continuous_integration()
+        seeds = range(arguments.first, arguments.first + arguments.seeds)
+        return _run(kinds.Job(kind, seed) for seed in seeds for kind in names)
 
 
 def _arguments() -> argparse.Namespace:
@@ -35,6 +38,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, default=None, help="only this one, with the product's log")
     parser.add_argument("--kind", choices=list(kinds.KINDS), default=None, help="only this kind")
+    parser.add_argument(
+        "--fault", choices=list(FAULTS), default=None, help="put this known fault back, to see it found"
+    )
     parser.add_argument("--quiet", action="store_true", help="with --seed: without the log")
     parser.add_argument(
         "--ci", action="store_true", help="regression seeds, then fresh ones that the commit at HEAD stands for"
@@ -76,8 +82,8 @@ def _run(jobs: Iterator[kinds.Job]) -> int:
 def _continuous_integration() -> int:
     base, commit = _base()
     print(f"simulation: seeds from {base} on (of commit {commit})", flush=True)
-    jobs = [*kinds.REGRESSIONS, *(kinds.Job(kinds.CONSENSUS, base + number) for number in range(CI_CONSENSUS_SEEDS))]
-    return _run(iter(jobs)) or _run(kinds.Job(kinds.CLUSTER, seed) for seed in CI_CLUSTER_SEEDS)
+    fresh = (kinds.Job(kind, base + number) for kind, count in CI_SEEDS.items() for number in range(count))
+    return _run(iter([*kinds.REGRESSIONS, *fresh]))
 
 
 def _base() -> tuple[int, str]:

@@ -20,7 +20,7 @@ from manager.control import services as intents
 from skep import errors, ids, pb
 from tests import virtual_time
 from tests.agent import joined
-from tests.simulation import shadow
+from tests.simulation import alarm, shadow
 
 NODES, SERVICES = 4, 3
 FAULTS_S = 180.0
@@ -310,5 +310,6 @@ async def _simulate(seed: int) -> Report:
 
 def simulate(seed: int) -> Report:
     """Runs one seed. Raises Violation when an invariant does not hold."""
-    with asyncio.Runner(loop_factory=virtual_time.VirtualLoop) as runner:
+    loop = virtual_time.VirtualLoop()
+    with alarm.armed(), alarm.listening(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(_simulate(seed))

@@ -6,11 +6,13 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from manager.raft import memory_transport
 from skep import errors
-from tests.simulation import managers, memory_disk, shadow
+from tests.simulation import managers, memory_disk, process, shadow
 
 MANAGERS_MAX = 6
 DOWN_S = 3.0
+STANDS_S = 5.0
 
 
 def part(names: Sequence[str], rng: random.Random, cut: Callable[[str, str], None]) -> None:
@@ -20,6 +22,17 @@ def part(names: Sequence[str], rng: random.Random, cut: Callable[[str, str], Non
         for target in names:
             if (source in island) != (target in island):
                 cut(source, target)
+
+
+def swallow(network: memory_transport.MemoryNetwork, source: str, target: str, *, within_s: float) -> None:
+    """Nothing gets from one manager to another; that is noticed after a while, and the link breaks."""
+    network.swallow(source, target)
+
+    def notice() -> None:
+        if (source, target) in network.holes:
+            network.cut(source, target)
+
+    asyncio.get_running_loop().call_later(within_s, notice)
 
 
 class Faults:
@@ -40,7 +53,8 @@ class Faults:
             for action, weight in (
                 (self._crash, 5), (self._crash_at_operation, 4), (self._partition, 4), (self._cut_one_way, 3),
                 (self._slow_link, 3), (self._stall_disk, 2), (self._snapshot, 4), (self._transfer, 2), (self._add, 2),
-                (self._remove, 2), (self._crash_all, 1), (self._isolate_leader, 4),
+                (self._remove, 2), (self._crash_all, 1), (self._isolate_leader, 4), (self._swallow, 3),
+                (self._pause, 4),
             )
             if self._rng.random() < 0.5
         ]  # fmt: skip
@@ -83,6 +97,18 @@ class Faults:
     async def _crash_at_operation(self) -> None:
         if (victim := self._some()) is not None and victim.handle.crash_in is None:
             victim.handle.crash_in = self._rng.randrange(12)
+
+    async def _pause(self) -> None:
+        """A machine stands still, and does not notice."""
+        victim = self._some()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, managers.Stopwatch)
+        if victim is not None and loop.pause(victim.process):
+            self._spawn(self._resume(loop, victim.process, self._rng.uniform(0.1, STANDS_S)))
+
+    async def _resume(self, loop: managers.Stopwatch, paused: process.Process, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        loop.resume(paused)
 
     async def _restart(self, victim: managers.Manager, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -128,6 +154,11 @@ class Faults:
         self.slow.clear()
         for manager in self._world.managers.values():
             manager.offload.stall_s = 0.0
+
+    async def _swallow(self) -> None:
+        names = list(self._world.managers)
+        if len(names) > 1:
+            swallow(self._world.network, *self._rng.sample(names, 2), within_s=self._rng.uniform(0.5, 4.0))
 
     async def _slow_link(self) -> None:
         self.slow[self._rng.choice(list(self._world.managers))] = self._rng.uniform(0.01, 2.0)

@@ -1,7 +1,9 @@
 """Managers' consensus in virtual time: the real node, journal and log on a simulated disk and network."""
 
 import asyncio
+import collections
 import dataclasses
+import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -10,25 +12,71 @@ from manager.raft import config, core, log, memory_transport, node, ops
 from manager.store import store
 from skep import ids
 from tests import virtual_time
-from tests.simulation import memory_disk, shadow
+from tests.simulation import memory_disk, process, shadow
 
 T = TypeVar("T")
 
 
 class Stopwatch(virtual_time.VirtualLoop):
-    """Virtual time with a look at everything after each turn."""
+    """Virtual time with a look at everything after each turn.
+
+    A process that is paused (a virtual machine that its host does not run, a debugger, a machine that swaps) does
+    nothing; what comes in meanwhile waits, and its clock goes on.
+    """
+
+    # Of the base class, and not in the stubs.
+    _ready: "collections.deque[asyncio.Handle]"
+    _scheduled: "list[asyncio.TimerHandle]"
 
     def __init__(self) -> None:
         super().__init__(watches_files=False)
         self.after_turn: Callable[[], None] = lambda: None
+        self._paused: dict[process.Process, list[asyncio.Handle]] = {}  # what it is going to do afterwards
 
     def _run_once(self) -> None:
+        if self._paused:
+            for _ in range(len(self._ready)):
+                handle = self._ready.popleft()
+                owner = _owner(handle)
+                held = None if owner is None else self._paused.get(owner)
+                (self._ready if held is None else held).append(handle)
         super()._run_once()  # type: ignore[misc]  # not in the stubs
         try:
             self.after_turn()
         except BaseException:
             self.after_turn = lambda: None  # once is enough: what follows is cleaning up
             raise
+
+    # ---------------------------------------------------------------- pauses
+
+    def pause(self, standing: process.Process) -> bool:
+        """Nothing of the process runs until `resume`; False when that is so already."""
+        if standing in self._paused:
+            return False
+        # Nobody else can set a timer for it meanwhile.
+        timers = [each for each in self._scheduled if _owner(each) is standing]
+        self._scheduled[:] = [each for each in self._scheduled if _owner(each) is not standing]
+        heapq.heapify(self._scheduled)
+        self._paused[standing] = [*timers]
+        return True
+
+    def resume(self, standing: process.Process) -> None:
+        """It goes on, if it was paused: with what was due, in order."""
+        for handle in self._paused.pop(standing, []):
+            if isinstance(handle, asyncio.TimerHandle):
+                heapq.heappush(self._scheduled, handle)
+            else:
+                self._ready.append(handle)
+
+    def let_go(self) -> None:
+        """The run is over: what stands still goes on, and nobody looks any more."""
+        self.after_turn = lambda: None
+        for standing in list(self._paused):
+            self.resume(standing)
+
+
+def _owner(handle: asyncio.Handle) -> process.Process | None:
+    return process.owner(handle._context)  # type: ignore[attr-defined]  # not in the stubs
 
 
 class SlowDisk:
@@ -83,6 +131,7 @@ class Manager:
         self.runs = 0
         self.given_up = False  # removed from the cluster for good
         self.seen = shadow.Applied(0)
+        self.process = process.Process(name)
         self.handle = self.disk.handle()
         self.offload = SlowDisk(random.Random(f"{seed} {name} offload"))
         self._times = times
@@ -117,8 +166,9 @@ class Manager:
             worker=self.offload,
         )
         self.node = started
+        self.process = process.Process(f"{self.name} run {self.runs}")
         try:
-            await started.start()
+            await self.process.spawn(started.start())
         except memory_disk.Crashed:
             if self.node is started:
                 await self.kill(power=True)
@@ -138,7 +188,13 @@ class Manager:
     async def kill(self, *, power: bool) -> None:
         """The process (or, with `power`, the machine) stops at once."""
         stopped, self.node, self.core = self.node, None, None
+        if stopped is not None and stopped.failure.done():
+            error = stopped.failure.result()
+            shadow.require(isinstance(error, memory_disk.Crashed), f"{self.name} stopped: {error!r}")
         self.handle.dead = True
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, Stopwatch):
+            loop.resume(self.process)
         if self._transport is not None:
             self._transport.kill()
         if power:

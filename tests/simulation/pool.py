@@ -1,6 +1,7 @@
 """Runs seeds on all cores and stops at the first that breaks an invariant."""
 
 import concurrent.futures
+import contextlib
 import ctypes
 import dataclasses
 import multiprocessing
@@ -9,11 +10,13 @@ import signal
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterable, Iterator
 
 from tests.simulation import alarm, kinds
 
 PR_SET_PDEATHSIG = 1  # see prctl(2)
+SEED_S = 300.0  # of processor time: no seed takes so long, unless something in it goes round and round
 BACKLOG = 2  # jobs a process has waiting: no more is wasted when one of them fails
 
 
@@ -59,7 +62,8 @@ def run_job(job: kinds.Job) -> Outcome:
     """One job in this process."""
     began = time.process_time()
     try:
-        report = job.run()
+        with _bounded(job):
+            report = job.run()
     except Exception as error:  # noqa: BLE001  # whatever it is, the seed has found something
         words = f"{type(error).__name__}: {error}"
         if not isinstance(error, AssertionError):
@@ -67,6 +71,24 @@ def run_job(job: kinds.Job) -> Outcome:
         return Outcome(job, failure=words, cpu_s=time.process_time() - began)
     spent_s = time.process_time() - began
     return Outcome(job, summary=report.summary(), trace=report.trace, virtual_s=report.virtual_s, cpu_s=spent_s)
+
+
+@contextlib.contextmanager
+def _bounded(job: kinds.Job) -> Iterator[None]:
+    """Ends this process with words when the job never ends: an exception would get lost in the product's handlers."""
+
+    def give_up(_number: int, frame: types.FrameType | None) -> None:
+        traceback.print_stack(frame)
+        print(f"FAILED: {job.kind} {job.seed} goes on for ever; replay: {job.replay}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    before = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SEED_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def run_jobs(jobs: Iterable[kinds.Job], *, processes: int, progress: Callable[[Outcome], None]) -> Outcome | None:

@@ -21,6 +21,11 @@ def current() -> "Process | None":
     return _current.get()
 
 
+def owner(context: contextvars.Context) -> "Process | None":
+    """The process that whatever runs in this context belongs to."""
+    return context.get(_current)
+
+
 class Process:
     """One run of a program."""
 
@@ -32,7 +37,7 @@ class Process:
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` in this process; nobody waits for its end."""
-        self.spawn(work).add_done_callback(_ended)
+        self.spawn(work).add_done_callback(_ended, context=contextvars.Context())
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Runs `work` in this process."""
@@ -45,7 +50,8 @@ class Process:
         if self.dead:
             task.cancel()
         self._tasks[task] = None
-        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
+        # In nobody's context: whoever started it may be on a machine that stands still.
+        task.add_done_callback(lambda ended: self._tasks.pop(ended, None), context=contextvars.Context())
 
     def kill(self) -> None:
         """Nothing of it goes on. What it could do while it is cancelled, disk and network do not let through."""

@@ -73,12 +73,13 @@ async def _simulate(seed: int, loop: managers.Stopwatch, faults_s: float) -> Rep
     except BaseExceptionGroup as group_error:
         first = group_error.exceptions[0]
         raise first from group_error
+    finally:
+        loop.let_go()
     leader = world.leader()
     members = {} if leader is None else leader.members()
     for name in members:
         clients.check_end(world.managers[name])
     _check_equal(world, members)
-    loop.after_turn = lambda: None
     for manager in world.managers.values():
         await manager.kill(power=False)
         await manager.stop()

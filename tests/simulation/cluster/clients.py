@@ -14,6 +14,7 @@ from tests.simulation.cluster import linearizable, machine, timing, wishes
 
 ANSWER_WITHIN_S = 60.0  # virtual; nobody hangs, whatever happens
 REMOVE_NODE = 0.3
+REBALANCE = 0.05  # of what users do
 QUIET = 0.9  # of what users would do to a service that must never run twice: it takes many seconds for that to matter
 DONE = (200, 201)
 
@@ -51,7 +52,8 @@ class Clients:
         self.running = True
         self.answers: dict[int, int] = {}
         self._values = 0
-        self._pause_s = rng.choice((0.4, 1.0, 2.0))
+        # Where nothing goes wrong users take their time: most of what is promised needs a service that runs in full.
+        self._pause_s = rng.choice((1.0, 3.0, 6.0) if site.calm else (0.4, 1.0, 2.0))
 
     # ---------------------------------------------------------------- requests
 
@@ -101,6 +103,8 @@ class Clients:
             await asyncio.sleep(self._rng.uniform(0, 2 * self._pause_s))
             if self._rng.random() < 0.25:
                 await self._nodes()
+            elif self._rng.random() < REBALANCE:
+                await self._rebalance()
             else:
                 await self._services()
 
@@ -132,6 +136,14 @@ class Clients:
             await self.change(name, seen, self.wishes.node(seen.spec), kind="nodes")
         elif seen is not None and self._may_go(name) and self._rng.random() < REMOVE_NODE:
             await self.remove(name, kind="nodes")
+
+    async def _rebalance(self) -> None:
+        """Has tasks moved so that all nodes have about as much to do, or no longer."""
+        target = self._rng.choice(("/skep/v1/rebalance", "/skep/v1/rebalance", "/skep/v1/rebalance/cancel"))
+        answer = await self.ask("POST", target, {})
+        if answer is not None and not answer.unknown and answer.status not in DONE:
+            said = f"unexpected answer {answer.status} {answer.body} to {target}"
+            shadow.require(answer.status in {400, 409, 503}, said)
 
     def _may_go(self, name: str) -> bool:
         return not self._site.calm and name not in self._site.managers

@@ -5,6 +5,7 @@ task has ended or is gone which runs, that one runs which has ended; and nothing
 does not keep a lie up for ever: asked often enough it says what is.
 """
 
+import builtins
 import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -103,6 +104,10 @@ class Engine(memory.MemoryRuntime):
         if self._strikes():
             raise base.TaskTemporary("the engine does not list anything just now")
         return await super().list()
+
+    def known(self) -> "builtins.list[str]":
+        """All tasks that it has, also those that it is about to start."""
+        return builtins.list(self._entries)
 
     def _lied_about(self, task_id: str) -> None:
         self._watcher.lied_about[task_id] = None

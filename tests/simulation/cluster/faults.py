@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from agent.runtime import memory
 from manager.raft import node
 from skep import errors
-from tests.simulation import faults, shadow
-from tests.simulation.cluster import machine
+from tests.simulation import faults, process, shadow
+from tests.simulation.cluster import machine, timing
 
 MACHINES_MAX = 10
 LEASED_EVERY_S, LEASED_FOR_S = (2.0, 12.0), (2.0, 25.0)  # longer than a lease, and than its node is waited for
+PAUSE_S = 8.0  # of a machine that stands still, at most
 DOWN_S = 6.0  # of a machine or daemon, at most; longer than a short heartbeat's patience
 Action = Callable[[], Awaitable[None]]
 
@@ -38,7 +39,7 @@ class Faults:
                 (self._reset, 2), (self._slow_link, 2), (self._stall_disk, 2), (self._snapshot, 2),
                 (self._transfer, 2), (self._jump_clock, 2), (self._hang_engine, 2), (self._slow_engine, 2),
                 (self._crash_task, 4), (self._save_record, 2), (self._unreliable_engine, 3), (self._lose_for_good, 1),
-                (self._join, 2),
+                (self._join, 2), (self._pause, 4), (self._swallow, 3),
             )
             if rng.random() < 0.5
         ]  # fmt: skip
@@ -121,6 +122,15 @@ class Faults:
             asking = daemon.spawn(self._site.admit(leader, joining.name))
             self._restarts.append(asyncio.get_running_loop().create_task(_admitted(asking, joining)))
 
+    async def _pause(self) -> None:
+        """A machine stands still, and does not notice."""
+        victim = self._some()
+        if victim is not None and victim.daemon is not None and timing.loop().pause(victim.daemon):
+            after_s = self._rng.uniform(0.1, PAUSE_S)
+            # Nobody can stop what is there, or is just being started; afterwards that takes a while.
+            self._site.running.out_of_reach(victim.engine.known(), until=asyncio.get_running_loop().time() + after_s)
+            self._restarts.append(asyncio.get_running_loop().create_task(_resume(victim.daemon, after_s)))
+
     async def _crash_at_operation(self) -> None:
         victim = self._some(manages=True)
         if victim is not None and victim.handle.crash_in is None:
@@ -173,6 +183,12 @@ class Faults:
                 await asyncio.sleep(rng.uniform(*LEASED_FOR_S))
                 self._cut_off = ""
                 self._site.network.heal()
+
+    async def _swallow(self) -> None:
+        """Between two managers nothing arrives one way, and the link breaks only when that is noticed."""
+        names = list(self._site.managers)
+        if len(names) > 1:
+            faults.swallow(self._site.network.raft, *self._rng.sample(names, 2), within_s=self._rng.uniform(0.5, 4.0))
 
     async def _cut_one_way(self) -> None:
         names = list(self._site.machines)
@@ -262,6 +278,11 @@ async def _admitted(asking: "asyncio.Task[None]", joining: machine.Machine) -> N
     if not asking.cancelled() and asking.exception() is None:
         joining.lost = False
         joining.start()
+
+
+async def _resume(paused: process.Process, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    timing.loop().resume(paused)
 
 
 async def _attempt(leader: node.RaftNode) -> None:

@@ -25,9 +25,9 @@ from skep import errors, ids, link, pb
 from skep.daemon import leading, manager_part, settings
 from skep.security import identity as identities
 from tests import virtual_time
-from tests.simulation import managers, memory_disk, shadow
+from tests.simulation import managers, memory_disk, process, shadow
 from tests.simulation.cluster import engine as engines
-from tests.simulation.cluster import ledger, network, process, running, timing
+from tests.simulation.cluster import ledger, network, running, timing
 
 CLUSTER_ID = "cluster"
 FOUNDED = "founded"  # a node's first version
@@ -275,7 +275,9 @@ class Machine:
             raise
 
     async def _watch_failure(self, part: SimulatedManager) -> None:
-        error = await asyncio.shield(part.raft.failure)
+        self._note_failure(await asyncio.shield(part.raft.failure))
+
+    def _note_failure(self, error: BaseException) -> None:
         self.failure = "power" if isinstance(error, memory_disk.Crashed) else repr(error)
 
     async def _run_agent(self) -> None:
@@ -325,12 +327,16 @@ class Machine:
             if power:
                 self._go_dark()  # the tasks of a daemon that is dead run on, until now
             return
+        if part is not None and part.raft.failure.done():
+            self._note_failure(part.raft.failure.result())
+        shadow.require(self.failure in {"", "power"}, f"{self.name} stopped: {self.failure}")
         self.daemon = self.part = self.session = None
         self.handle.dead = True
         if part is not None:
             part.transport.kill()
         self.site.network.stopped(self.name, power=power)
         daemon.kill()
+        timing.loop().resume(daemon)
         if power:
             self.disk.lose_power()
             self._go_dark()

@@ -17,7 +17,8 @@ from manager.http import forward
 from manager.raft import memory_transport
 from manager.store import commit
 from skep import errors, link, pb
-from tests.simulation.cluster import process, timing
+from tests.simulation import process
+from tests.simulation.cluster import timing
 
 A = TypeVar("A", bound=protobuf.Message)
 B = TypeVar("B", bound=protobuf.Message)

@@ -11,7 +11,7 @@ from manager.raft import config
 from manager.store import ops
 from skep import pb, stamps
 from tests import virtual_time
-from tests.simulation import alarm, shadow
+from tests.simulation import alarm, process, shadow
 from tests.simulation.cluster import (
     availability,
     clients,
@@ -19,7 +19,6 @@ from tests.simulation.cluster import (
     ledger,
     machine,
     network,
-    process,
     running,
     settling,
     timing,
@@ -97,7 +96,7 @@ async def _simulate(seed: int, loop: timing.DriftingLoop, faults_s: float) -> Re
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from group_error
         finally:
-            loop.after_turn = lambda: None
+            loop.let_go()
         settling.check_histories(site, users)
         for each in site.machines.values():
             await each.kill(power=False)

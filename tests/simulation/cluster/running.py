@@ -3,7 +3,8 @@
 And no task is ever started a second time: what ended is replaced, what runs is left alone, whatever its agent goes
 through. But for a power cut: what an agent has not yet written to its disk for good, it may do again.
 
-How many tasks of one slot of a replicated service may run at the same moment, as the engines see it:
+How many tasks of one slot of a replicated service, or of a global one on a node, may run at the same moment, as the
+engines see it:
 
 - with order stop-first: one;
 - with order start-first, or while one of them is on the move (a drain, rebalancing): two that are wished to run (the
@@ -15,14 +16,17 @@ Not counted, because nobody could know better:
   nothing on such a node; when it comes back its agent stops the task.
 - a task wished REMOVE: its slot was scaled away or its service deleted. A new slot of the same number waits for nobody.
 - a task that its engine has lied about: it said that it had stopped it, or that it was gone.
+- a task on a machine that stands still, or did until just now: nobody could stop it.
 - a task that was told to stop a minute (the Starter's patience, by the leaders' own clocks)
   before its successor was let go.
 
-Tasks of a service that must never run twice (at-most-once) are excused by their own engine's lies and hangs alone, and
-by whoever removes their node by force: that says that they do not run any more (docs/service-modes.md).
+Tasks of a service that must never run twice (at-most-once) are excused by their own engine's lies and hangs and
+machine's pauses alone, and by whoever removes their node by force: that says that they do not run any more
+(docs/service-modes.md).
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 
 from agent.runtime import memory
 from manager.orchestrator import starting
@@ -30,6 +34,7 @@ from skep import pb, policies, stamps
 from tests.simulation import shadow
 from tests.simulation.cluster import ledger
 
+CATCHING_UP_S = 15.0  # after a pause: until a machine has stopped what it is told to, or by its clock should have
 MARGIN_S = 1.0  # stamps of different leaders' clocks
 
 
@@ -42,6 +47,7 @@ class Running:
         self.starts = 0
         self._begun: dict[str, str] = {}  # tasks that were started, and where
         self.lied_about: dict[str, None] = {}  # tasks
+        self._out_of_reach: dict[str, float] = {}  # tasks nobody could stop, and until when
         self.changed: Callable[[], None] = lambda: None  # called after something started or ended
 
     def tasks(self) -> dict[str, str]:
@@ -64,13 +70,13 @@ class Running:
         self._begun[task_id] = machine
         self.changed()
         task = self._ledger.get("task", task_id)
-        if task is None or not task.slot:
+        if task is None or not self._place(task):
             return
         self._check_at_most_once(machine, task)
         counted: list[pb.Task] = []
         for other_id in self.tasks():
             other = self._ledger.get("task", other_id)
-            if other is None or (other.service_id, other.slot) != (task.service_id, task.slot):
+            if other is None or self._place(other) != self._place(task):
                 continue
             if other.node_id and not self._excused(other, task):
                 counted.append(other)
@@ -78,21 +84,31 @@ class Running:
         if overlap:
             counted = [each for each in counted if each.desired_state <= pb.TASK_STATE_COMPLETE]
         allowed = 2 if overlap else 1
+        place = f"slot {task.service_name}.{task.slot or task.node_id}"
         shadow.require(
             len(counted) <= allowed,
-            f"slot {task.service_name}.{task.slot} runs {len(counted)} times when {machine} starts {task_id}: "
+            f"{place} runs {len(counted)} times when {machine} starts {task_id}: "
             + "; ".join(f"{each.id} on {each.node_id}, {ledger.states(each)}" for each in counted),
         )
 
+    def _place(self, task: pb.Task) -> tuple[str, int, str] | None:
+        """What no two tasks may have at the same moment: a slot of a replicated service, a node of a global one."""
+        if task.slot:
+            return task.service_id, task.slot, ""
+        revision = self._ledger.get("revision", task.revision_id)
+        if revision is None or not revision.spec.mode.HasField("global"):
+            return None
+        return task.service_id, 0, task.node_id
+
     def _check_at_most_once(self, machine: str, task: pb.Task) -> None:
-        if not self._must_never_run_twice(task):
+        if not task.slot or not self._must_never_run_twice(task):
             return
         for other_id, where in self.tasks().items():
             other = self._ledger.get("task", other_id)
             if other is None or other.id == task.id or (other.service_id, other.slot) != (task.service_id, task.slot):
                 continue
             shadow.require(
-                other.id in self.lied_about or self._ledger.get("node", other.node_id) is None,
+                self._unstoppable(other.id) or self._ledger.get("node", other.node_id) is None,
                 f"{task.service_name}.{task.slot} must never run twice: {task.id} starts on {machine} while "
                 f"{other.id} runs on {where}, {ledger.states(other)}",
             )
@@ -105,12 +121,22 @@ class Running:
         """Its agent may have forgotten that it started something."""
         self._begun = {task_id: name for task_id, name in self._begun.items() if name != machine}
 
+    def out_of_reach(self, task_ids: Sequence[str], *, until: float) -> None:
+        """Nobody can stop these for a while, whoever runs them."""
+        for task_id in task_ids:
+            self._out_of_reach[task_id] = max(until + CATCHING_UP_S, self._out_of_reach.get(task_id, 0.0))
+
+    def _unstoppable(self, task_id: str) -> bool:
+        """Nobody could know that it still runs, or do anything about it."""
+        true_time = asyncio.get_running_loop().time()
+        return task_id in self.lied_about or self._out_of_reach.get(task_id, 0.0) > true_time
+
     def ended(self) -> None:
         """Something does not run any more."""
         self.changed()
 
     def _excused(self, other: pb.Task, starting_task: pb.Task) -> bool:
-        if other.id in self.lied_about:
+        if self._unstoppable(other.id):
             return True
         if other.id in self._ledger.written_off or other.desired_state == pb.TASK_STATE_REMOVE:
             return True

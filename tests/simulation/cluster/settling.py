@@ -7,23 +7,28 @@ from manager import loops
 from manager.orchestrator import tasks
 from skep import pb
 from tests.simulation import shadow
-from tests.simulation.cluster import clients, ledger, linearizable, machine
+from tests.simulation.cluster import clients, ledger, linearizable, machine, wishes
 
 SETTLE_S = 150.0  # until every wish has come true
 QUIET_S = 1.0  # nothing changes any more
 
 
 async def last_wishes(site: machine.Site, users: clients.Clients, rng: random.Random) -> None:
-    """Every service gets a specification that can come true, and at least one node may take tasks."""
+    """Every service gets a specification that can come true, and at least one node may take tasks.
+
+    Half of those that have one already are left alone: an update would replace whatever was forgotten.
+    """
     deadline = asyncio.get_running_loop().time() + SETTLE_S
     for name in users.wishes.names:
         while True:
             shadow.require(asyncio.get_running_loop().time() < deadline, f"{name} cannot be changed: {state(site)}")
             found = any(service.name == name for service in site.ledger.rows("service"))
             seen = await users.read(name)
-            if (seen is None and not found) or (
-                seen is not None and await users.change(name, seen, users.wishes.spec(name, good=True))
-            ):
+            if seen is None and not found:
+                break
+            if seen is not None and wishes.comes_true(name, seen.spec) and _calm(site, name) and rng.random() < 0.5:
+                break
+            if seen is not None and await users.change(name, seen, users.wishes.spec(name, good=True)):
                 break
             await asyncio.sleep(0.1)
     there = [
@@ -39,6 +44,14 @@ async def last_wishes(site: machine.Site, users: clients.Clients, rng: random.Ra
             ):
                 break
             await asyncio.sleep(0.1)
+
+
+def _calm(site: machine.Site, name: str) -> bool:
+    """Whether no update of the service is under way, or was broken off."""
+    states = {service.update_status.state for service in site.ledger.rows("service") if service.name == name}
+    return states <= {
+        pb.UPDATE_STATE_UNKNOWN, pb.UPDATE_STATE_COMPLETED, pb.UPDATE_STATE_ROLLBACK_COMPLETED,
+    }  # fmt: skip
 
 
 async def settle(site: machine.Site) -> None:
@@ -101,11 +114,14 @@ def _service_unfulfilled(site: machine.Site, service: pb.Service, runs: dict[str
     alive = [task for task in own if task.id in runs]
     for task in alive:
         ran = site.ledger.get("revision", task.revision_id).spec.task
-        paused = site.ledger.get("node", task.node_id).spec.availability == pb.NODE_AVAILABILITY_PAUSE
+        node = site.ledger.get("node", task.node_id)
+        if node is None:
+            return f"task {task.id} runs on a node that was removed"
+        paused = node.spec.availability == pb.NODE_AVAILABILITY_PAUSE
         passed_by = spec.mode.HasField("global") and paused  # by updates, until the node is active again
         if ran != spec.task and not passed_by:
             return f"task {task.id} runs an old specification"
-        if tasks.invalid(site.ledger.get("node", task.node_id)):
+        if tasks.invalid(node):
             return f"task {task.id} runs on a drained node"
     if spec.mode.HasField("global"):
         return _none_on(site, alive)

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from typing_extensions import TypeVarTuple, Unpack, override
 
-from tests.simulation import managers
-from tests.simulation.cluster import process
+from tests.simulation import managers, process
 
 ROUNDING_S = 5e-9  # beyond a loop's resolution: nobody is woken a hair too early, and waits for no time at all for ever
 
@@ -45,7 +44,8 @@ class DriftingLoop(managers.Stopwatch):
 
     def call_truly_at(self, when: float, callback: Callable[[Unpack[Arguments]], object], *args: *Arguments) -> None:
         """At a moment of true time."""
-        super().call_at(when, callback, *args)
+        # In nobody's context: what is on its way arrives whatever becomes of the sender.
+        super().call_at(when, callback, *args, context=contextvars.Context())
 
 
 def loop() -> DriftingLoop:

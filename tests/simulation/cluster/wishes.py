@@ -43,6 +43,19 @@ SERVICES = {
 }
 
 
+def comes_true(name: str, spec: dict[str, Any]) -> bool:
+    """Whether nothing in a specification keeps it from coming true, as nothing does in one that is drawn as good."""
+    template, kind = spec["TaskTemplate"], SERVICES[name]
+    restart = template.get("RestartPolicy", {})
+    return (
+        template["ContainerSpec"]["Image"] in (ENDING, *GOOD)[0 if kind.mode.endswith("Job") else 1 :]
+        and (kind.mode.endswith("Job") or restart.get("Condition", "any") == "any")
+        and not restart.get("MaxAttempts")
+        and not template.get("Placement", {}).get("Constraints")
+        and (not (kind.choosy or kind.host_port) or spec["Mode"]["Replicated"]["Replicas"] <= 1)
+    )
+
+
 class Wishes:
     """Draws specifications."""
 
