@@ -72,6 +72,52 @@ class Disk(Protocol):
         ...
 
 
+class Mark(Protocol):
+    """Says, outside of the log's directory, that there was a log: an emptied directory must not look like a new one."""
+
+    def is_set(self) -> bool:
+        """Whether `set` was called in this run or an earlier one. Raises OSError."""
+        ...
+
+    def set(self) -> None:
+        """Returns once it is durable. Raises OSError."""
+        ...
+
+    def where(self) -> str:
+        """The mark's name for an error message."""
+        ...
+
+
+class OsMark:
+    """A file in a directory that exists already."""
+
+    TEXT = b"This node has a manager's log. Without it the manager must not start; skepd removes both together.\n"
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+
+    def is_set(self) -> bool:
+        return self._path.exists()
+
+    def set(self) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, self.TEXT)  # for people: that the file is there is what counts
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _sync_directory(self._path.parent)
+
+    def clear(self) -> None:
+        """The log is about to be removed for good reasons. Durable when it returns."""
+        if self.is_set():
+            self._path.unlink()
+            _sync_directory(self._path.parent)
+
+    def where(self) -> str:
+        return str(self._path)
+
+
 class OsDisk:
     """A directory of the machine, for the owner's eyes only."""
 
@@ -116,11 +162,15 @@ class OsDisk:
         return str(self._directory / name)
 
     def sync_names(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_directory(self._directory)
+
+
+def _sync_directory(directory: pathlib.Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _OsFile:

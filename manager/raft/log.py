@@ -3,7 +3,8 @@
 A file is called by its generation. Whenever entries are dropped because a snapshot covers them, everything that still
 counts is written as the first record of the next generation, which is synced and then named; so at every moment one
 whole file holds the truth. A batch that was being written when the machine stopped leaves a torn tail, which is cut:
-nothing of it was ever promised to anyone. Any other damage is refused. Blocking; the node calls it in a worker thread.
+nothing of it was ever promised to anyone. Any other damage is refused, also a log that is gone altogether: a mark in
+another place says that there was one. Blocking; the node calls it in a worker thread.
 """
 
 import struct
@@ -50,10 +51,12 @@ class Log(Protocol):
 
 
 class DurableLog:
-    """The Log on a Disk."""
+    """The Log on a Disk. `mark` outlives the loss of everything on it."""
 
-    def __init__(self, target: disk.Disk, seal: sealing.Seal | None = None) -> None:
+    def __init__(self, target: disk.Disk, seal: sealing.Seal | None = None, *, mark: disk.Mark | None = None) -> None:
         self._disk = target
+        self._mark = mark
+        self._marked = False
         self._seal = seal or sealing.Plain()
         self._state = ops.State()
         self._generation = 0
@@ -67,7 +70,8 @@ class DurableLog:
         bodies = [name for name in names if name.startswith(snapshot.PREFIX) and not name.endswith(PARTIAL)]
         if not logs:
             if bodies:
-                raise sealing.damaged(self._disk.where(PREFIX + "*"), 0, "there are snapshots, but the log is missing")
+                raise sealing.missing(self._disk.where(PREFIX + "*"), "there are snapshots")
+            self._refuse_if_marked()
             return None
         name = logs[-1]
         self._read(name)
@@ -80,7 +84,9 @@ class DurableLog:
             if leftover.startswith((PREFIX, snapshot.PREFIX)) and leftover not in {name, self._state.snapshot.name}:
                 self._disk.remove(leftover)
         if self._state.head.index == 0:
+            self._refuse_if_marked()
             return None  # it ended before the first batch
+        self._set_mark()
         copy = ops.State()
         for op in self._state.operations():
             copy.apply(op)
@@ -101,6 +107,7 @@ class DurableLog:
         else:
             file.write(self._record(ops.encode(batch)))
             file.sync()
+        self._set_mark()  # with the first batch: nothing was answered before it, and from now on others rely on us
         if taken or trimmed:
             self._sweep()
 
@@ -114,6 +121,19 @@ class DurableLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    # ---------------------------------------------------------------- the mark
+
+    def _set_mark(self) -> None:
+        if self._mark is not None and not self._marked:
+            self._marked = True
+            if not self._mark.is_set():
+                self._mark.set()
+
+    def _refuse_if_marked(self) -> None:
+        if self._mark is not None and self._mark.is_set():
+            where = self._disk.where(PREFIX + "*")
+            raise sealing.missing(where, f"this node was a manager ({self._mark.where()} says so)")
 
     # ---------------------------------------------------------------- writing
 

@@ -4,6 +4,11 @@ from typing import Protocol
 
 from skep import errors
 
+_WAY_OUT = (
+    "Remove this manager from the cluster and let it join again; if it was the only manager, restore its state "
+    "directory from a backup"
+)
+
 
 class Damaged(errors.FailedPrecondition):
     """A file of the log is not what was written; the message names the file, the position and the way out."""
@@ -39,6 +44,13 @@ def damaged(where: str, position: int, what: str) -> Damaged:
     """The error for a damaged file, with the remedy."""
     return Damaged(
         f"{where}: {what} at byte {position}. The file was damaged after it was written; skep will not guess. "
-        f"Remove this manager from the cluster, delete its raft directory and let it join again; if it was the only "
-        f"manager, restore the directory from a backup"
+        f"{_WAY_OUT}"
+    )
+
+
+def missing(where: str, what: str) -> Damaged:
+    """The error for a log that must be there and is not, with the remedy."""
+    return Damaged(
+        f"{where}: {what}, but the log is missing. Others may rely on what it had acknowledged, so this manager must "
+        f"not begin anew under its old name. {_WAY_OUT}"
     )

@@ -7,7 +7,6 @@ stops it and wipes its log when the node is a worker. It decides nothing about r
 import asyncio
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -15,7 +14,6 @@ import structlog
 from manager.http import api
 from skep import clock, errors, ids, pb
 from skep.daemon import manager_part, settings
-from skep.security import datakey
 from skep.security import identity as identities
 
 log = structlog.get_logger(__name__)
@@ -233,5 +231,4 @@ class ManagerKeeper:
 
     async def wipe(self) -> None:
         """Removes the log, and the key that opens it."""
-        await asyncio.to_thread(shutil.rmtree, self._config.raft_dir, ignore_errors=True)
-        datakey.remove(self._config.identity_dir)
+        await asyncio.to_thread(manager_part.remove_log, self._config)

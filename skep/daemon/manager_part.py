@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -352,18 +353,28 @@ class ManagerPart:
 def open_log(config: settings.Settings, identity: identities.Identity, *, rng: ids.Rng) -> raft_log.DurableLog:
     """This machine's log, not loaded yet, with the key that opens it.
 
-    Raises Denied when that key does not open, FailedPrecondition when there is a log and no key.
+    Raises Denied when that key does not open, FailedPrecondition when there is a log, or was one, and no key.
     """
     target = disk.OsDisk(config.raft_dir)
+    mark = disk.OsMark(config.raft_mark)
     key = datakey.load(config.identity_dir, identity)
-    if key is None and target.names():
+    if key is None and (target.names() or mark.is_set()):
         raise errors.FailedPrecondition(
             f"{config.identity_dir / datakey.FILE} is missing, and nothing else opens the log in {config.raft_dir}. "
             "Restore the whole state directory from one backup"
         )
-    return raft_log.DurableLog(
-        target, datakey.RecordSeal(key or datakey.make(config.identity_dir, identity, rng=rng), rng)
-    )
+    seal = datakey.RecordSeal(key or datakey.make(config.identity_dir, identity, rng=rng), rng)
+    return raft_log.DurableLog(target, seal, mark=mark)
+
+
+def remove_log(config: settings.Settings) -> None:
+    """Removes this machine's log and the key that opens it; the next one is a new one. Blocking.
+
+    The mark goes first: cut off after any of the steps, this can be repeated, and the next start is not refused.
+    """
+    disk.OsMark(config.raft_mark).clear()
+    shutil.rmtree(config.raft_dir, ignore_errors=True)
+    datakey.remove(config.identity_dir)
 
 
 async def make_alone(

@@ -41,6 +41,11 @@ class Settings:
         return self.state_dir / "raft"
 
     @property
+    def raft_mark(self) -> pathlib.Path:
+        """Says that there is a log in `raft_dir`; kept apart from it, so that losing one does not lose the other."""
+        return self.identity_dir / "log.begun"
+
+    @property
     def agent_dir(self) -> pathlib.Path:
         """What runs here and where the managers are."""
         return self.state_dir / "agent"

@@ -1,4 +1,4 @@
-"""One manager, started again and again on a disk that is not what it left: the right thing, with the right words."""
+"""Managers that are started on a disk that is not what they left: the right thing, with the right words."""
 
 import asyncio
 import contextlib
@@ -87,6 +87,11 @@ def swapped(state_dir: pathlib.Path) -> None:
     the_snapshot(state_dir).write_bytes(content)
 
 
+def emptied(state_dir: pathlib.Path) -> None:
+    for path in (state_dir / "raft").iterdir():
+        path.unlink()
+
+
 Damage = Callable[[pathlib.Path], object]
 Where = Callable[[pathlib.Path], pathlib.Path]
 
@@ -98,6 +103,7 @@ DAMAGES: dict[str, tuple[Damage, Where, str]] = {
     "another snapshot": (swapped, the_snapshot, "not the snapshot that the log names at byte 0"),
     "no snapshot": (lambda place: the_snapshot(place).unlink(), the_snapshot, "the snapshot that the log names is"),
     "no log": (lambda place: the_log(place).unlink(), lambda place: place / "raft", "but the log is missing"),
+    "nothing": (emptied, lambda place: place / "raft", "but the log is missing"),
     "the key": (lambda place: data_key(place).write_bytes(b"{}"), data_key, "cannot be read"),
 }  # fmt: skip
 
@@ -164,5 +170,63 @@ def test_every_damage_is_named_and_nothing_is_touched(tmp_path: pathlib.Path) ->
             await cluster.cluster.ready()
             assert {task["ID"] for task in await cluster.converged("web", 2)} == before
             assert "raft.torn_tail_cut" in home.log.read_text()
+
+    asyncio.run(main())
+
+
+GONE: dict[str, Damage] = {
+    "only the log, before there was any snapshot": lambda place: the_log(place).unlink(),
+    "the whole directory": lambda place: shutil.rmtree(place / "raft"),
+}
+
+
+def test_one_of_three_that_lost_its_log_does_not_vote_and_comes_back_anew(tmp_path: pathlib.Path) -> None:
+    """It would be the same voter without what it had acknowledged: refused, until it was demoted and promoted."""
+
+    async def main() -> None:
+        async with harness.running_cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            name = next(name for name in cluster.names if name != leader)
+            cluster.talk_to(next(other for other in cluster.names if other not in (leader, name)))
+            node = test_recovery.node_of(cluster, name)
+            for number, (damage_name, damage) in enumerate(GONE.items()):
+                await cluster.cluster.kill(name)
+                shutil.copytree(node.directory / "raft", tmp_path / f"whole{number}")
+                damage(node.directory)
+                await cluster.cluster.respawn(name)
+                info = await test_recovery.swarm_info(cluster, name)
+                assert info["LocalNodeState"] == "error", damage_name
+                for word in (str(node.directory / "raft"), "log.begun", "is missing", f"skep node demote {name}"):
+                    assert word in str(info["Error"]), damage_name
+                assert not any((node.directory / "raft").iterdir())
+                await cluster.cluster.ready()  # its agent works
+                states = {
+                    n["Description"]["Hostname"]: n["ManagerStatus"]["Reachability"] for n in await cluster.nodes()
+                }
+                assert sorted(states.values()) == ["reachable", "reachable", "unreachable"], damage_name
+                await cluster.call("POST", "/configs/create", {"Name": f"meanwhile{number}", "Data": "eHh4"})
+                if number == 0:
+                    await cluster.cluster.kill(name)
+                    shutil.rmtree(node.directory / "raft")
+                    shutil.copytree(tmp_path / f"whole{number}", node.directory / "raft")
+                    await cluster.cluster.respawn(name)
+                    await cluster.cluster.ready()
+                    assert (await test_recovery.swarm_info(cluster, name))["ControlAvailable"], "its log is back"
+
+            await cluster.skep("node", "demote", name)  # the way out, word for word
+
+            async def worker() -> bool:
+                return (await test_recovery.swarm_info(cluster, name))["LocalNodeState"] == "active"
+
+            await harness.until("it is a worker", worker)
+            await cluster.skep("node", "promote", name)
+
+            async def three() -> bool:
+                managers = [node.get("ManagerStatus", {}) for node in await cluster.nodes()]
+                return [manager.get("Reachability") for manager in managers] == ["reachable"] * 3
+
+            await harness.until("three managers again", three)
+            cluster.talk_to(name)
+            assert len(await cluster.call("GET", "/configs")) == len(GONE)
 
     asyncio.run(main())

@@ -25,6 +25,7 @@ class MemoryDisk:
         self._removed: dict[str, _Content] = {}
         self._rng = rng
         self.syncs = 0
+        self.marked = False  # elsewhere on the same machine: see disk.Mark
 
     def handle(self) -> "Handle":
         """A disk as a process sees it, until it is killed."""
@@ -130,6 +131,9 @@ class Handle:
     def where(self, name: str) -> str:
         return name
 
+    def mark(self) -> "_Mark":
+        return _Mark(self, self._platter)
+
     def count_sync(self) -> None:
         self._platter.syncs += 1
 
@@ -152,6 +156,24 @@ class _File:
 
     def close(self) -> None:
         pass
+
+
+class _Mark:
+    def __init__(self, handle: Handle, platter: MemoryDisk) -> None:
+        self._handle = handle
+        self._platter = platter
+
+    def is_set(self) -> bool:
+        self._handle.step()
+        return self._platter.marked
+
+    def set(self) -> None:
+        self._handle.step()
+        self._platter.marked = True
+        self._handle.step()  # it may be there although `set` never returned
+
+    def where(self) -> str:
+        return "the mark"
 
 
 class _Reader:

@@ -1,5 +1,6 @@
 """The log on disk: what survives, what is cut, what is refused."""
 
+import contextlib
 import pathlib
 import random
 
@@ -134,6 +135,49 @@ def test_foreign_files_and_missing_logs_are_refused(tmp_path: pathlib.Path) -> N
         log.DurableLog(disk.OsDisk(tmp_path)).load()
 
 
+def test_a_log_that_is_gone_is_not_a_new_one(tmp_path: pathlib.Path) -> None:
+    """Emptied, or the log removed before there was any snapshot: what it had acknowledged is not forgotten."""
+    mark = disk.OsMark(tmp_path / "mark")
+    target = disk.OsDisk(tmp_path / "raft")
+    first = log.DurableLog(target, mark=mark)
+    assert first.load() is None
+    assert not mark.is_set()
+    first.write(BEGINNING)
+    assert mark.is_set()
+    first.close()
+    only_log(tmp_path / "raft").unlink()
+    with pytest.raises(sealing.Damaged) as refusal:
+        log.DurableLog(target, mark=mark).load()
+    for words in (str(tmp_path / "raft"), str(tmp_path / "mark"), "the log is missing", "join again"):
+        assert words in refusal.value.message
+    mark.clear()  # it has left the cluster
+    assert log.DurableLog(target, mark=mark).load() is None
+
+
+@pytest.mark.parametrize("crash_in", range(14))
+def test_one_that_was_stopped_while_it_began_may_begin_again(crash_in: int) -> None:
+    platter = memory_disk.MemoryDisk(random.Random(1))
+    handle = platter.handle()
+    handle.crash_in = crash_in
+    begun = log.DurableLog(handle, mark=handle.mark())
+    with contextlib.suppress(memory_disk.Crashed):
+        assert begun.load() is None
+        begun.write(BEGINNING)
+    platter.settle()
+    again = platter.handle()
+    resumed = log.DurableLog(again, mark=again.mark())
+    state = resumed.load()
+    resumed.write(BEGINNING if state is None else [put(2)])
+    assert platter.marked
+
+
+def test_a_log_from_before_there_were_marks_gets_one(tmp_path: pathlib.Path) -> None:
+    begin(disk.OsDisk(tmp_path / "raft")).close()
+    mark = disk.OsMark(tmp_path / "mark")
+    assert log.DurableLog(disk.OsDisk(tmp_path / "raft"), mark=mark).load() is not None
+    assert mark.is_set()
+
+
 class Xor:
     """A seal that depends on the context, for tests."""
 
@@ -215,7 +259,7 @@ def test_after_a_crash_at_any_operation_the_log_holds_all_that_was_durable(
     under_way = ops.State()
     handle = platter.handle()
     handle.crash_in = crash_in
-    kept = log.DurableLog(handle)
+    kept = log.DurableLog(handle, mark=handle.mark())
     started = False
     try:
         kept.load()
@@ -231,11 +275,14 @@ def test_after_a_crash_at_any_operation_the_log_holds_all_that_was_durable(
         platter.lose_power()
     else:
         platter.settle()
-    second = log.DurableLog(platter.handle())
+    assert platter.marked or not started
+    again = platter.handle()
+    second = log.DurableLog(again, mark=again.mark())
     state = second.load()
     if state is None:
         assert not started
         return
+    assert platter.marked
     assert state.operations() in (expected.operations(), under_way.operations())
     if state.snapshot.blocks:
         assert list(second.open_snapshot(state.snapshot).blocks()) == [b"s" * state.snapshot.index]
