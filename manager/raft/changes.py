@@ -17,6 +17,8 @@ class Driver(Protocol):
 
     def change(self, members: Mapping[str, str], done: core.Done) -> None: ...
 
+    def wake(self) -> None: ...
+
 
 class Changes:
     """Carries out one change at a time."""
@@ -68,21 +70,23 @@ class Changes:
 
     async def transfer(self) -> None:
         """Hands leadership to the member that is best placed."""
-        deadline_s = self._times.change_timeout_s
-        called = False
+        loop = asyncio.get_running_loop()
+        ask_at = loop.time()
 
         def taken_over() -> bool:
-            nonlocal called
+            nonlocal ask_at
             if not self._core.leading:
                 return True
-            successor = self._core.successor()
-            if not called and successor:
-                called = self._core.hand_over(asyncio.get_running_loop().time(), successor)
+            now, successor = loop.time(), self._core.successor()
+            if now >= ask_at and successor and self._core.hand_over(now, successor):
+                ask_at = now + self._times.heartbeat_s  # again then: the request may be lost
+                self._driver.wake()  # rounds send before they look at who waits
             return False
 
         if not self._core.successor():
             raise errors.Unavailable("no other manager is reachable that could take over")
-        if not await self._driver.until(taken_over, timeout_s=min(deadline_s, 3 * self._times.election_max_s)):
+        timeout_s = min(self._times.change_timeout_s, 3 * self._times.election_max_s)
+        if not await self._driver.until(taken_over, timeout_s=timeout_s):
             raise errors.Unavailable("no other manager took over in time")
 
     def _begin(self, what: str) -> None:

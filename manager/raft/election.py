@@ -31,7 +31,7 @@ class Election(replication.Replication):
     ) -> None:
         self._granted: dict[str, None] = {}  # votes of the running election
         self._pregranted: dict[str, None] | None = None  # promises of the running pre-vote
-        self._called = False  # the leader asked this node to stand at once
+        self._called_in: int | None = None  # the term whose leader asked this node to stand at once
         super().__init__(node_id=node_id, journal=journal, rng=rng, times=times, open_snapshot=open_snapshot)
 
     # ---------------------------------------------------------------- state
@@ -59,8 +59,8 @@ class Election(replication.Replication):
 
     @override
     def _abandon_election(self) -> None:
+        # Whatever else a leader says, it may have asked this node to take over: that holds until its term ends.
         self._pregranted = None
-        self._called = False
 
     def _check_quorum(self) -> None:
         """A leader that a majority no longer answers stops leading; it could only give false hope."""
@@ -72,7 +72,7 @@ class Election(replication.Replication):
 
     def _maybe_stand(self) -> None:
         """Every tick of one that does not lead."""
-        if self._called and self.electable:
+        if self._called_in == self.term and self.electable:
             self._stand(forced=True)
             return
         if self._election_deadline > self._now:
@@ -96,6 +96,7 @@ class Election(replication.Replication):
 
     def _stand(self, *, forced: bool) -> None:
         self._abandon_election()
+        self._called_in = None
         self._put_off_election()
         self._SyncObj__raftLeader = None
         self._SyncObj__setState(library.CANDIDATE)
@@ -185,4 +186,4 @@ class Election(replication.Replication):
 
     def _on_timeout_now(self, node: Any, message: messages.Message) -> None:
         if message["term"] == self.term and not self.leading and node.id == self.leader_id:
-            self._called = True
+            self._called_in = self.term
