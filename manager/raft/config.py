@@ -14,6 +14,7 @@ WAITING_BYTES_MAX = 32 * MIB  # proposals not yet in the log; beyond it callers 
 WAITING_TRANSACTIONS_MAX = 20_000
 UNCOMMITTED_BYTES_MAX = 8 * MIB  # entries in the log that wait for a majority; beyond it no new entry is formed
 KEEP_BYTES_MAX = 8 * MIB  # entries kept behind a snapshot: they are written anew, which holds up the log
+KEEP_SHARE = 4  # .. and no more than this part of the bytes after which there is a snapshot
 APPLY_SLICE_BYTES = 128 * KIB  # applied before others get their turn, about 20 ms; a single larger entry goes at once
 APPLY_ENTRIES_MAX = 256  # the same for small entries
 APPEND_BYTES_MAX = MIB  # entries in one message; a single larger entry travels alone
@@ -34,11 +35,18 @@ class RaftConfig:
     election_min_s: float = 0.5  # also how long a follower trusts the leader it last heard from
     election_max_s: float = 1.0  # also how long a leader goes on without a majority's answers
     snapshot_entries: int = 10_000  # a snapshot is taken after this many applied entries ..
-    snapshot_bytes: int = 32 * MIB  # .. or when the entries kept in the log are larger than this
+    snapshot_bytes: int = 32 * MIB  # .. or as soon as the entries in the log would grow larger than this
     keep_entries: int = 1_000  # left in the log behind a snapshot, for followers that are a little behind
     catch_up_timeout_s: float = 60.0  # a new member that has not caught up by then is refused
     change_timeout_s: float = 10.0  # membership changes and transfers of leadership
     parting_s: float = 5.0  # how long a removed member is told that it was removed
+    transfer_stalled_s: float = 30.0  # a snapshot of which a follower takes nothing more is given up, for as long again
+    transfer_storing_s: float = 300.0  # the same once it has all of it, and stores and decodes
+
+    @property
+    def keep_bytes(self) -> int:
+        """What the entries left in the log behind a snapshot may weigh."""
+        return min(KEEP_BYTES_MAX, self.snapshot_bytes // KEEP_SHARE)
 
     def __post_init__(self) -> None:
         """Raises Invalid for times that cannot work together."""

@@ -71,6 +71,8 @@ class RaftCore(election.Election):
         self._uncommitted_bytes: dict[int, int] = {}
         self._snapshot_running = False
         self._snapshot_wanted = False
+        self._applied_bytes = 0  # of the entries that the newest snapshot does not cover
+        self._covered_bytes = 0  # how many of them the one does that is being taken
         super().__init__(node_id=node_id, journal=journal, rng=rng, times=times, open_snapshot=open_snapshot)
         self._set_applied_index(journal.snapshot.index)
         self._SyncObj__raftCommitIndex = max(journal.snapshot.index, min(journal.commit, journal.last_index))
@@ -172,9 +174,14 @@ class RaftCore(election.Election):
         self._snapshot_running = False
         if taken is None or taken.index <= self.journal.snapshot.index:
             return
+        self._applied_bytes -= self._covered_bytes
         floor = self._transfers.floor()
-        keep_from = taken.index + 1 - self.times.keep_entries
-        self.journal.compact(taken, keep_from=keep_from, needed_from=None if floor is None else floor + 1)
+        self.journal.compact(
+            taken,
+            keep_from=taken.index + 1 - self.times.keep_entries,
+            keep_bytes=self.times.keep_bytes,
+            needed_from=None if floor is None else floor + 1,
+        )
 
     @override
     def _begin_install(self, taken: snapshot.Snapshot, blocks: Sequence[bytes]) -> None:
@@ -194,6 +201,7 @@ class RaftCore(election.Election):
         self._machine.install(content)
         self.journal.install(taken)
         self._set_applied_index(taken.index)
+        self._applied_bytes = 0
         self._set_commit_index(max(taken.index, self.commit_index))
         self._reconfigure()
         if source is not None:
@@ -260,6 +268,7 @@ class RaftCore(election.Election):
             self._SyncObj__doApplyCommand(command)
             self._set_applied_index(self.applied_index + 1)
             size_bytes += len(command)
+        self._applied_bytes += size_bytes
         return False
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:  # noqa: N802
@@ -300,13 +309,15 @@ class RaftCore(election.Election):
     def _maybe_snapshot(self) -> None:
         journal = self.journal
         new = self.applied_index - journal.snapshot.index
-        due = new >= self.times.snapshot_entries or (
-            journal.size_bytes > self.times.snapshot_bytes and new > self.times.keep_entries
+        due = (
+            new >= self.times.snapshot_entries
+            or self._applied_bytes + self.times.keep_bytes > self.times.snapshot_bytes
         )
         if self._snapshot_running or new <= 0 or not (due or self._snapshot_wanted):
             return
         self._snapshot_running = True
         self._snapshot_wanted = False
+        self._covered_bytes = self._applied_bytes
         index = self.applied_index
         term = journal.term_at(index)
         if term is None:

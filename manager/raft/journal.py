@@ -169,10 +169,17 @@ class Journal:
 
     # ---------------------------------------------------------------- snapshots
 
-    def compact(self, taken: snapshot.Snapshot, *, keep_from: int, needed_from: int | None = None) -> None:
+    def compact(
+        self,
+        taken: snapshot.Snapshot,
+        *,
+        keep_from: int,
+        keep_bytes: int = config.KEEP_BYTES_MAX,
+        needed_from: int | None = None,
+    ) -> None:
         """A snapshot of our own counts from now on; entries before `keep_from` are dropped, in the same batch.
 
-        Of those that the snapshot covers no more is kept than KEEP_BYTES_MAX: what stays is written anew, and nothing
+        Of those that the snapshot covers no more is kept than `keep_bytes`: what stays is written anew, and nothing
         that others wait for gets to the disk meanwhile. Entries from `needed_from` on stay whatever they weigh.
         """
         if needed_from is not None:
@@ -180,7 +187,7 @@ class Journal:
         covered = min(taken.index, taken.index if needed_from is None else needed_from - 1) - self.first_index
         drop = min(keep_from, taken.index + 1) - 1 - self.first_index
         kept_bytes = sum(len(entry[0]) for entry in self.entries[max(drop, 0) + 1 : covered + 1])
-        while drop < covered and kept_bytes > config.KEEP_BYTES_MAX:
+        while drop < covered and kept_bytes > keep_bytes:
             drop = max(drop, 0) + 1
             kept_bytes -= len(self.entries[drop][0])
         self.snapshot = taken

@@ -4,7 +4,8 @@ Remedies here, each in the function that carries it out: answers name their term
 (`_on_reply`); a matching suffix is never cut, committed entries never at all (`_on_append`); the commit index moves
 only over what this leader has verified (`_header`); old snapshots are refused (`_on_block`); a divergent tail is
 skipped term by term (`_conflict`); a leader counts its own copy only once that is on its disk (`_advance_commit`);
-what is in flight is bounded, and snapshots travel in acknowledged blocks (`_send_entries`, `_send_blocks`).
+what is in flight is bounded, and snapshots travel in acknowledged blocks (`_send_entries`, `_send_blocks`). A follower
+that takes nothing of its snapshot for long does not keep the log from being compacted (`transfers`).
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,12 @@ class Replication(membership.Membership):
         times: config.RaftConfig,
         open_snapshot: transfers.Open,
     ) -> None:
-        self._transfers = transfers.Transfers(open_snapshot, patience_s=times.election_max_s)
+        self._transfers = transfers.Transfers(
+            open_snapshot,
+            patience_s=times.election_max_s,
+            stalled_s=times.transfer_stalled_s,
+            storing_s=times.transfer_storing_s,
+        )
         self._windows: dict[str, transfers.Window] = {}
         self._incoming: tuple[str, snapshot.Snapshot, list[bytes]] | None = None
         self._installing: tuple[Any, snapshot.Snapshot] | None = None  # from whom; being stored and decoded
@@ -60,6 +66,7 @@ class Replication(membership.Membership):
         """To everybody in reach: what they lack, or a sign of life. Called by the library, too."""
         self._SyncObj__newAppendEntriesTime = self._now + self.times.heartbeat_s
         self._unsent = self.news = False
+        self._transfers.expire(self._now)
         for node in (*self._others, *self._listeners):
             if node.id not in self.outbox.up:
                 continue
