@@ -58,6 +58,7 @@ class ManagerKeeper:
         self._tasks: list[asyncio.Task[None]] = []
         self._removed = False  # from the group; the certificate may still say manager
         self.part: manager_part.ManagerPart | None = None
+        self._disk_refuses = False  # the reason for `problem` may go away by itself
         self.problem = ""  # why there is no manager part although there should be, and the way out
 
     # ---------------------------------------------------------------- beginnings
@@ -72,24 +73,30 @@ class ManagerKeeper:
         await part.join(addrs)
 
     async def resume(self, place: settings.Membership) -> None:
-        """After a restart of skepd. A log that cannot be used costs the manager part only, see `problem`.
+        """After a restart of skepd. A log or a disk that cannot be used costs the manager part only, see `problem`.
 
-        Raises Unavailable when a port is taken, FailedPrecondition when the disk does not work.
+        Raises Unavailable when a port is taken.
         """
         if self._identity().role != pb.NODE_ROLE_MANAGER:
             await self.wipe()
             return
         try:
             await self._start(place, found=False)
-        except OSError as error:
-            raise errors.FailedPrecondition(f"the manager cannot use its disk: {error}. {FULL_DISK}") from error
-        except (errors.FailedPrecondition, errors.Denied, errors.Bug) as error:
+        except (errors.FailedPrecondition, errors.Denied, errors.Bug, OSError) as error:
             self._not_started(error)
 
     def _not_started(self, error: Exception) -> None:
+        """Says why there is no part. What a disk does not give now it may give later: `run` goes on trying."""
+        self._disk_refuses = isinstance(error, OSError)
+        reason = str(error)
         way_out = WAY_OUT.format(name=self._config.name, directory=self._config.state_dir)
-        self.problem = f"the manager part was not started: {error}. {way_out}"
-        log.error("manager.not_started", reason=str(error), way_out=way_out)
+        if self._disk_refuses:
+            reason = f"its disk fails: {error} (log in {self._config.raft_dir})"
+            way_out = f"{FULL_DISK}: it tries again every {RETRY_S:g} s. {way_out}"
+        problem = f"the manager part was not started: {reason}. {way_out}"
+        if problem != self.problem:
+            log.error("manager.not_started", reason=reason, way_out=way_out)
+        self.problem = problem
 
     async def rebuild(self, place: settings.Membership) -> manager_part.ManagerPart:
         """Makes this node the only manager, with what its log and snapshot hold.
@@ -121,7 +128,7 @@ class ManagerKeeper:
         )
         await part.start(found=found)
         self.part = part
-        self.problem = ""
+        self.problem, self._disk_refuses = "", False
         self._removed = False
         self._tasks.append(asyncio.create_task(self._watch(part), name="manager.watch"))
         return part
@@ -162,17 +169,30 @@ class ManagerKeeper:
                 log.warning("manager.demoted", node=self._identity().node_id)
             await self.stop()
             await self.wipe()
-            self.problem, self._removed = "", False
+            self.problem, self._disk_refuses, self._removed = "", False, False
             return
         if self.part is None:
-            if self.problem or self._removed:
+            if self._removed or (self.problem and not self._disk_refuses):
                 return
-            await self._start(settings.Membership.load(self._config.membership_file), found=False)
-            log.info("manager.promoted", node=self._identity().node_id)
+            await self._start_later()
         part = self.part
-        assert part is not None
-        if not part.is_member_as_advertised:
+        if part is not None and not part.is_member_as_advertised:
             await self._join(part)
+
+    async def _start_later(self) -> None:
+        """For a node that was promoted, or whose disk refused before. Raises what is worth another try."""
+        before = self.problem
+        try:
+            await self._start(settings.Membership.load(self._config.membership_file), found=False)
+        except OSError as error:
+            self._not_started(error)
+            raise
+        except (errors.FailedPrecondition, errors.Denied, errors.Bug) as error:
+            if not before:
+                raise
+            self._not_started(error)
+            return
+        log.info("manager.promoted" if not before else "manager.disk_works_again", node=self._identity().node_id)
 
     async def _join(self, part: manager_part.ManagerPart) -> None:
         """Becomes a member, or makes the group know the present address; gives up when the role changes meanwhile."""

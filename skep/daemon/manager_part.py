@@ -124,8 +124,8 @@ class ManagerPart:
         self.channels = channels.Channels(store=self.store, session_of=self._dispatcher.session_of)
         try:
             await self._serve(transport, self._dispatcher)
+            self._stack.push_async_callback(self._raft.stop)  # also what a start that fails leaves open
             await self._raft.start()
-            self._stack.push_async_callback(self._raft.stop)
             lead = leading.Leading(
                 raft=self._raft,
                 state=self.store,

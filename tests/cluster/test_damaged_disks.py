@@ -17,6 +17,7 @@ from tests.cluster import harness, test_recovery
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 SECTOR_BYTES = 512
+UNREADABLE = pathlib.Path("/sys/class/net/lo/speed")  # a file of 4096 bytes: Linux gives EINVAL to whoever reads it
 
 
 def open_log(state_dir: pathlib.Path) -> log.DurableLog:
@@ -180,6 +181,28 @@ GONE: dict[str, Damage] = {
 }
 
 
+async def unreadable_for_a_while(cluster: harness.Cluster, name: str) -> None:
+    """A disk that gives errors costs the manager part only, which comes back by itself once the disk works."""
+    node = test_recovery.node_of(cluster, name)
+    await cluster.cluster.kill(name)
+    log_file = the_log(node.directory)
+    kept = log_file.rename(node.directory / "kept")
+    log_file.symlink_to(UNREADABLE)
+    await cluster.cluster.respawn(name)
+    info = await test_recovery.swarm_info(cluster, name)
+    assert info["LocalNodeState"] == "error"
+    for word in ("the manager part was not started: its disk fails", str(node.directory / "raft"), "repair the disk"):
+        assert word in str(info["Error"])
+    await cluster.cluster.ready()  # its agent works
+    kept.replace(log_file)
+
+    async def manager() -> bool:
+        info = await test_recovery.swarm_info(cluster, name)
+        return bool(info["ControlAvailable"]) and info["LocalNodeState"] == "active"
+
+    await harness.until("it is a manager again", manager)
+
+
 def test_one_of_three_that_lost_its_log_does_not_vote_and_comes_back_anew(tmp_path: pathlib.Path) -> None:
     """It would be the same voter without what it had acknowledged: refused, until it was demoted and promoted."""
 
@@ -189,6 +212,7 @@ def test_one_of_three_that_lost_its_log_does_not_vote_and_comes_back_anew(tmp_pa
             name = next(name for name in cluster.names if name != leader)
             cluster.talk_to(next(other for other in cluster.names if other not in (leader, name)))
             node = test_recovery.node_of(cluster, name)
+            await unreadable_for_a_while(cluster, name)
             for number, (damage_name, damage) in enumerate(GONE.items()):
                 await cluster.cluster.kill(name)
                 shutil.copytree(node.directory / "raft", tmp_path / f"whole{number}")
