@@ -9,7 +9,8 @@ methods, so a release in which one of these methods reads differently is refused
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pysyncobj.syncobj
@@ -24,7 +25,7 @@ from skep import errors, ids
 TESTED = ("0.3.17",)
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 
-# Digests of the private methods that we call or replace, as they read in the tested release.
+# Digests of the methods that we call or replace, and of those that they call, as they read in the tested release.
 DIGESTS = {
     "__init__": "09df12cd7fd7d727",
     "_SyncObj__applyLogEntries": "073db677773b5a2d",
@@ -49,6 +50,24 @@ DIGESTS = {
     "_SyncObj__loadDumpFile": "ec66e83905de703b",
     "_onTick": "cc9eb08232d005ba",
     "_checkCommandsToApply": "a386a8079361d204",
+    "_SyncObj__onLeaderChanged": "53b7685e1d897887",
+    "_SyncObj__onSetCodeVersion": "17b050edb193c853",
+    "_SyncObj__parseChangeClusterRequest": "b2d5d695b12e592f",
+    "_SyncObj__callErrCallback": "6037c14ef64c2763",
+    "_applyCommand": "827f207d515b2d64",
+}
+
+# The same for every module of which anything runs; the methods above say where in the largest of them.
+MODULES = {
+    "syncobj": "e8bdf06797085d73",
+    "node": "e4a3f027cd8291f5",
+    "transport": "0c9d89f9c4781ec9",
+    "config": "fbbc7ff9f18e4d15",
+    "journal": "9cf1eaf6acc70458",
+    "fast_queue": "8477fe5fdf36d976",
+    "poller": "f69ac749fb410670",
+    "serializer": "4d39fde2f15000ad",
+    "dns_resolver": "4b88da2b45e20fbb",
 }
 
 
@@ -63,18 +82,23 @@ _moment = _Moment()
 
 def digest(method: str) -> str:
     """A short fingerprint of one method's source text; empty when there is no such method."""
-    function = getattr(pysyncobj.syncobj.SyncObj, method, None)
-    return "" if function is None else _digest_of(function)
+    return _digest_of(getattr(pysyncobj.syncobj.SyncObj, method, None))
+
+
+def digest_of_module(name: str) -> str:
+    """The same for a whole module of the library."""
+    return _digest_of(sys.modules.get(f"pysyncobj.{name}"))
 
 
 @functools.cache  # reading source text takes milliseconds, and every core of a process verifies the same library
-def _digest_of(function: Callable[..., Any]) -> str:
-    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+def _digest_of(found: Any) -> str:
+    return "" if found is None else hashlib.sha256(inspect.getsource(found).encode()).hexdigest()[:16]
 
 
 def verify() -> None:
-    """Raises FailedPrecondition, naming the methods, when this PySyncObj is not one we know, and takes its clock."""
+    """Raises FailedPrecondition, naming what differs, when this PySyncObj is not one we know, and takes its clock."""
     different = [method for method, expected in DIGESTS.items() if digest(method) != expected]
+    different += [f"module {name}" for name, expected in MODULES.items() if digest_of_module(name) != expected]
     if not hasattr(pysyncobj.syncobj, "monotonicTime"):
         different.append("monotonicTime")
     if different:

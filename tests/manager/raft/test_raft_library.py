@@ -4,15 +4,19 @@ import asyncio
 import inspect
 import pathlib
 import re
+import sys
+import tomllib
+import types
 from unittest import mock
 
 import pysyncobj
 import pytest
 
 from manager.raft import config as configs
-from manager.raft import journal, library, membership
+from manager.raft import core, journal, library, membership, memory_transport
 from skep import errors, ids
-from tests.manager.raft import raft_cluster
+from tests import virtual_time
+from tests.manager.raft import raft_cluster, raft_memory
 
 
 def test_the_installed_release_is_one_that_was_tested() -> None:
@@ -42,6 +46,65 @@ def test_every_private_method_and_field_that_we_rely_on_is_checked() -> None:
         if name not in library.DIGESTS:
             assert f"self.{name.removeprefix('_SyncObj')} = " in constructor, name
     assert all(library.digest(method) for method in library.DIGESTS)
+
+
+def test_what_they_call_is_checked_as_well() -> None:
+    target = pysyncobj.SyncObj
+    replaced = {name for name in vars(core.RaftCore) if name in library.DIGESTS}
+    for base in core.RaftCore.__mro__:
+        if base is target:
+            break
+        replaced |= {name for name in vars(base) if name in library.DIGESTS and name != "__init__"}
+    assert "_SyncObj__sendAppendEntries" in replaced
+    for method in sorted(set(library.DIGESTS) - replaced):
+        for called in re.findall(r"self\.(_{0,2}\w+)\(", inspect.getsource(getattr(target, method))):
+            name = f"_SyncObj{called}" if called.startswith("__") else called
+            assert name in library.DIGESTS or not callable(getattr(target, name, None)), f"{method} calls {name}"
+
+
+def test_nothing_of_the_library_runs_that_is_not_checked() -> None:
+    """Beside SyncObj's methods, too, while managers start, elect, commit, change members and hand over."""
+    ran: dict[str, None] = {}
+
+    def watch(frame: types.FrameType, event: str, _: object) -> None:
+        path = pathlib.Path(frame.f_code.co_filename)
+        if event == "call" and path.parent.name == "pysyncobj":
+            ran[path.stem] = None
+
+    async def main() -> None:
+        async with raft_memory.running(memory_transport.MemoryNetwork(), configs.RaftConfig()) as world:
+            _, leader = raft_memory.leader(world)
+            await leader.commit([raft_cluster.create("one")])
+            newcomer = world.new_manager()
+            await newcomer.start(join=leader.members())
+            await leader.add_member(newcomer.name, newcomer.addr)
+            await leader.remove_member(newcomer.name)
+            await leader.transfer_leadership()
+
+    sys.setprofile(watch)
+    try:
+        virtual_time.run(main)
+    finally:
+        sys.setprofile(None)
+    assert set(ran) == set(library.MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(library.MODULES))
+def test_a_release_with_another_module_is_refused_by_name(module: str) -> None:
+    library.verify()  # what each of the real ones reads is remembered
+    other = types.ModuleType(f"pysyncobj.{module}")
+    with (
+        mock.patch.dict(sys.modules, {f"pysyncobj.{module}": other}),
+        mock.patch.object(inspect, "getsource", return_value="reads differently"),
+        pytest.raises(errors.FailedPrecondition, match=f"differs.* module {module}"),
+    ):
+        library.verify()
+
+
+def test_the_package_asks_for_the_release_that_was_tested() -> None:
+    settings = tomllib.loads((pathlib.Path(library.__file__).parents[2] / "pyproject.toml").read_text())
+    (asked,) = (each for each in settings["project"]["dependencies"] if each.startswith("pysyncobj"))
+    assert asked in [f"pysyncobj=={version}" for version in library.TESTED]
 
 
 def test_a_manager_does_not_start_on_a_release_with_other_internals(tmp_path: pathlib.Path) -> None:
