@@ -24,11 +24,25 @@ def _truncating(self: Any, node: Any, message: dict[str, Any]) -> None:
 
 
 def _any_vote(self: Any, node: Any, message: dict[str, Any]) -> None:
-    """Counts votes of any term and of anybody."""
+    """Counts messages, as the library does: of any term, of anybody, and each as often as it comes."""
     if not self.leading and self._granted:
-        self._granted[node.id] = None
-        if self._is_quorum(self._granted):
+        self._granted[f"{node.id} {len(self._granted)}"] = None
+        if 2 * len(self._granted) > len(self.members):
             self._lead()
+
+
+def _unasked(self: Any) -> None:
+    """Who hears of no leader stands at once, and is voted for whoever leads."""
+    if self._election_deadline > self._now:
+        return
+    self._put_off_election()
+    if self.electable:
+        self._stand(forced=True)
+
+
+def _disloyal(self: Any) -> bool:
+    """A leader that was heard from is no reason to refuse a vote."""
+    return False
 
 
 def _forgetful(self: Any, term: int, vote: str | None) -> None:
@@ -75,6 +89,8 @@ MUTANTS: dict[str, Patches] = {
     "messages leave before the disk is done": ((journal.Journal, "needed_batch", property(_unsynced)),),
     "a matching suffix is cut": ((replication.Replication, "_on_append", _truncating),),
     "votes are counted, whoever sends them": ((election.Election, "_on_vote", _any_vote),),
+    "elections are held without asking before": ((election.Election, "_maybe_stand", _unasked),),
+    "nobody is loyal to a leader": ((election.Election, "_content", _disloyal),),
     "votes are forgotten": ((journal.Journal, "setCurrentTerm", _forgetful),),
     "the leader's own copy counts at once": ((replication.Replication, "_advance_commit", _own_copy_counts),),
     "reads without a barrier": ((core.RaftCore, "read_barrier", _no_barrier),),
