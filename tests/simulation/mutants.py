@@ -81,6 +81,12 @@ def _no_sync(self: Any, batch: Any) -> None:
         _WRITE(self, batch)
 
 
+def _credulous(self: Any, node: Any, message: dict[str, Any], *, commit: int) -> None:
+    """The commit index that a message names counts, whatever was compared."""
+    _HEADER(self, node, message, commit=min(message["commit_index"], self.journal.last_index))
+
+
+_HEADER = replication.Replication._header
 _ADVANCE = replication.Replication._advance_commit
 _ON_REPLY = replication.Replication._on_reply
 _WRITE = log.DurableLog.write
@@ -88,6 +94,7 @@ _WRITE = log.DurableLog.write
 MUTANTS: dict[str, Patches] = {
     "messages leave before the disk is done": ((journal.Journal, "needed_batch", property(_unsynced)),),
     "a matching suffix is cut": ((replication.Replication, "_on_append", _truncating),),
+    "whatever a leader has committed is committed here": ((replication.Replication, "_header", _credulous),),
     "votes are counted, whoever sends them": ((election.Election, "_on_vote", _any_vote),),
     "elections are held without asking before": ((election.Election, "_maybe_stand", _unasked),),
     "nobody is loyal to a leader": ((election.Election, "_content", _disloyal),),

@@ -1,14 +1,20 @@
 """The core, message by message: whose answers and votes count, and which changes of the members are refused."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import pytest
 
-from manager.raft import commands, core
+from manager.raft import commands, core, snapshot
+from skep import errors
 from tests.manager.raft import raft_core
 from tests.simulation import mutants
 
 OUTCOMES = list[core.Outcome]
+
+
+def members_of(names: str) -> dict[str, str]:
+    return {name: f"{name}:1" for name in names}
 
 
 def candidate() -> raft_core.Lone:
@@ -114,6 +120,49 @@ def test_an_answer_of_a_later_term_ends_leading() -> None:
     assert lone.core.commit_index == index - 1
 
 
+def with_a_tail() -> raft_core.Lone:
+    """A follower with entry 3 of a leader that is gone, on no other disk; a new leader knows of another entry 3."""
+    lone = raft_core.Lone("bc")
+    lone.give(
+        "b", type="append_entries", term=2, commit_index=2, round=0, entries=[(commands.regular(b"x"), 3, 2)],
+        prevLogIdx=2, prevLogTerm=1,
+    )  # fmt: skip
+    assert (lone.journal.last_index, lone.core.commit_index) == (3, 2)
+    return lone
+
+
+HEADERS = {
+    "an append that does not fit": {
+        "type": "append_entries", "entries": [], "prevLogIdx": 9, "prevLogTerm": 3,
+    },
+    "an append that conflicts": {
+        "type": "append_entries", "entries": [], "prevLogIdx": 3, "prevLogTerm": 3,
+    },
+    "a block of a snapshot": {
+        "type": "install_snapshot", "number": 0, "data": b"",
+        "snapshot": snapshot.Snapshot(index=9, term=3, members=members_of("abc"), members_index=2, blocks=2, digest=0),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_a_leaders_commit_index_covers_nothing_that_was_not_compared(header: dict[str, object]) -> None:
+    lone = with_a_tail()
+    lone.give("c", term=3, commit_index=3, round=0, **header)
+    assert lone.core.leader_id == "c"
+    assert lone.core.commit_index == 2
+    assert lone.machine.applied == []
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_if_it_did_another_leaders_entry_would_be_applied(header: dict[str, object]) -> None:
+    with mutants.put_back(mutants.MUTANTS["whatever a leader has committed is committed here"]):
+        lone = with_a_tail()
+        with contextlib.suppress(errors.Bug):  # if it notices, it is too late
+            lone.give("c", term=3, commit_index=3, round=0, **header)
+        assert lone.core.commit_index == 3
+
+
 # ---------------------------------------------------------------- membership
 
 
@@ -122,10 +171,6 @@ def change(lone: raft_core.Lone, members: Mapping[str, str]) -> OUTCOMES:
     lone.core.change(lone.now, members, lambda outcome, _: outcomes.append(outcome))
     lone.turn()
     return outcomes
-
-
-def members_of(names: str) -> dict[str, str]:
-    return {name: f"{name}:1" for name in names}
 
 
 def leader() -> raft_core.Lone:
