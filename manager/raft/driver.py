@@ -49,7 +49,8 @@ class Driver:
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
-        self._readers: list[asyncio.Future[None]] = []
+        self._readers: list[asyncio.Future[None]] = []  # for the next round's barrier
+        self._reading = 0  # those whose barrier is under way
         self._inbox: collections.deque[tuple[str, pb.RaftFrame]] = collections.deque()
         self._held: collections.deque[tuple[int, str, pb.RaftFrame]] = collections.deque()
         self._writing: tuple[journal.Batch, asyncio.Task[None]] | None = None
@@ -88,7 +89,7 @@ class Driver:
 
     def read(self) -> "asyncio.Future[None]":
         """Done once a read barrier that began after now has been passed. Raises Unavailable when too many wait."""
-        if len(self._readers) >= config.READERS_MAX:
+        if len(self._readers) + self._reading >= config.READERS_MAX:
             raise errors.Unavailable("too many reads are waiting; try again later")
         future: asyncio.Future[None] = self._loop.create_future()
         self._readers.append(future)
@@ -187,8 +188,10 @@ class Driver:
         if not self._readers:
             return
         readers, self._readers = self._readers, []
+        self._reading += len(readers)
 
         def done(outcome: core.Outcome, _: Any) -> None:
+            self._reading -= len(readers)
             for reader in readers:
                 if reader.done():
                     continue
