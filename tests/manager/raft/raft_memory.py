@@ -2,11 +2,14 @@
 
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from manager.raft import config, memory_transport, node
+from skep import pb
 from tests import virtual_time
 from tests.simulation import managers, shadow
+
+Receive = Callable[[str, pb.RaftFrame], None]
 
 
 @contextlib.asynccontextmanager
@@ -29,3 +32,11 @@ def leader(world: managers.World) -> tuple[managers.Manager, node.RaftNode]:
         if manager.node is not None and manager.node is world.leader():
             return manager, manager.node
     raise AssertionError("nobody leads")
+
+
+def intercept(manager: managers.Manager, make: Callable[[Receive], Receive]) -> None:
+    """What this manager receives goes through `make(what it did so far)`."""
+    assert manager.node is not None
+    driver = manager.node._driver
+    assert driver is not None
+    driver.frame_received = make(driver.frame_received)  # type: ignore[method-assign,assignment]

@@ -119,6 +119,47 @@ def test_a_snapshot_that_comes_too_late_is_dropped() -> None:
     virtual_time.run(main)
 
 
+def test_a_snapshot_that_was_damaged_on_the_way_is_sent_once_more() -> None:
+    damaged: list[int] = []
+    numbers: list[int] = []
+
+    def damaging(receive: raft_memory.Receive) -> raft_memory.Receive:
+        def received(peer: str, frame: pb.RaftFrame) -> None:
+            if frame.kind == pb.RAFT_FRAME_KIND_SNAPSHOT:
+                numbers.append(frame.block.number)
+                if frame.block.number == frame.block.snapshot.blocks - 1 and not damaged:  # all the others are there
+                    damaged.append(len(numbers))
+                    data = bytearray(frame.block.data)
+                    data[1000] ^= 1
+                    frame.block.data = bytes(data)
+            receive(peer, frame)
+
+        return received
+
+    async def main() -> None:
+        async with raft_memory.running(memory_transport.MemoryNetwork(), TIMES) as world:
+            leader = world.leader()
+            assert leader is not None
+            for number in range(3):  # several blocks
+                large = raft_cluster.create(f"large{number}")
+                large.object.task.status.message = "x" * 400_000
+                await leader.commit([large])
+            _, away = await behind(world)
+            await away.start()
+            raft_memory.intercept(away, damaging)
+            await virtual_time.until(lambda: away.store.index >= leader.applied_index, within_s=5.0)
+            assert len(away.store.view().tasks) == 63
+            assert damaged, "or this shows nothing"
+            blocks = max(numbers) + 1
+            assert blocks > 4
+            assert set(numbers[damaged[0] :]) == set(range(blocks)), "all of it once more"
+            assert len(numbers) < 4 * blocks, "and not for ever"
+            assert away.node is not None
+            assert not away.node.failure.done()
+
+    virtual_time.run(main)
+
+
 def test_a_long_log_is_applied_in_slices() -> None:
     steps: list[int] = []
 

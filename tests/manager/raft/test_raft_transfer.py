@@ -1,7 +1,6 @@
 """Handing over leadership: the request must get through to a busy successor, at once, and be repeated."""
 
 import asyncio
-from collections.abc import Callable
 
 from manager.raft import config, memory_transport, node
 from skep import pb
@@ -11,15 +10,6 @@ from tests.simulation import managers
 
 TIMES = config.RaftConfig()
 TIMEOUT_NOW = pb.RAFT_FRAME_KIND_TIMEOUT_NOW
-Receive = Callable[[str, pb.RaftFrame], None]
-
-
-def intercept(manager: managers.Manager, make: Callable[[Receive], Receive]) -> None:
-    """What this manager receives goes through `make(what it did so far)`."""
-    assert manager.node is not None
-    driver = manager.node._driver
-    assert driver is not None
-    driver.frame_received = make(driver.frame_received)  # type: ignore[method-assign,assignment]
 
 
 async def hand_over(old: node.RaftNode) -> float:
@@ -42,7 +32,7 @@ async def settled(world: managers.World) -> tuple[managers.Manager, node.RaftNod
 def test_a_busy_successor_gets_the_request_and_a_heartbeat_in_one_round_and_stands_all_the_same() -> None:
     busy_s = 1.5 * TIMES.heartbeat_s
 
-    def busy(receive: Receive) -> Receive:
+    def busy(receive: raft_memory.Receive) -> raft_memory.Receive:
         held: list[tuple[str, pb.RaftFrame]] = []
 
         def release() -> None:
@@ -62,7 +52,7 @@ def test_a_busy_successor_gets_the_request_and_a_heartbeat_in_one_round_and_stan
             manager, old = await settled(world)
             for other in world.managers.values():
                 if other is not manager:
-                    intercept(other, busy)
+                    raft_memory.intercept(other, busy)
             assert await hand_over(old) < 4 * busy_s
 
     virtual_time.run(main)
@@ -91,7 +81,7 @@ def test_the_request_leaves_at_once() -> None:
 def test_a_request_that_is_lost_is_repeated_with_the_next_heartbeats() -> None:
     lost: list[pb.RaftFrame] = []
 
-    def losing(receive: Receive) -> Receive:
+    def losing(receive: raft_memory.Receive) -> raft_memory.Receive:
         def received(peer: str, frame: pb.RaftFrame) -> None:
             if frame.kind == TIMEOUT_NOW and len(lost) < 2:
                 lost.append(frame)
@@ -105,7 +95,7 @@ def test_a_request_that_is_lost_is_repeated_with_the_next_heartbeats() -> None:
             manager, old = await settled(world)
             for other in world.managers.values():
                 if other is not manager:
-                    intercept(other, losing)
+                    raft_memory.intercept(other, losing)
             assert await hand_over(old) < 4 * TIMES.heartbeat_s
             assert len(lost) == 2
 
