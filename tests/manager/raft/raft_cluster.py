@@ -92,10 +92,10 @@ class Manager:
         papers: Papers,
         times: config.RaftConfig,
         *,
-        make_disk: Callable[[pathlib.Path], disk.Disk] = disk.OsDisk,
+        open_log: Callable[[pathlib.Path], log.Log] = lambda directory: log.DurableLog(disk.OsDisk(directory)),
     ) -> None:
         self.name = name
-        self._make_disk = make_disk
+        self._open_log = open_log
         self.addr = ""
         self._directory = root / name
         self._papers = papers
@@ -131,7 +131,7 @@ class Manager:
         self.node = node.RaftNode(
             node_id=self.name,
             store=self.store,
-            log=log.DurableLog(self._make_disk(self._directory)),
+            log=self._open_log(self._directory),
             transport=self.transport,
             clock=clock.SystemClock(),
             rng=ids.system_rng(),

@@ -98,6 +98,16 @@ class Crashes:
         assert len({answer["digest"] for answer in answers}) == 1, "states differ at the same index"
 
 
+def check_sealed(root: pathlib.Path, name: str) -> None:
+    """What was written cannot be read on the disk: the crashes went over the log as it is in life."""
+    stored = [path for path in root.glob("*/*") if path.name.startswith(("log-", "snapshot-"))]
+    assert stored
+    for path in stored:
+        content = path.read_bytes()
+        assert name.encode() not in content, f"{path} is not sealed"
+        assert b"x" * 100 not in content, f"{path} is not sealed"
+
+
 async def crash(root: pathlib.Path, *, rounds: int, seed: int, power: bool) -> Crashes:
     """So many rounds; AssertionError at the first thing that must not be."""
     times = {"snapshot_entries": 150, "keep_entries": 30}
@@ -118,6 +128,7 @@ async def crash(root: pathlib.Path, *, rounds: int, seed: int, power: bool) -> C
                 checked = len(crashes.acknowledged)
                 print(f"round {number + 1}: {checked} writes acknowledged, {crashes.kills} kills", flush=True)
             await crashes.check(0)
+            check_sealed(root, crashes.acknowledged[-1])
         except BaseException:
             for log in sorted(root.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")

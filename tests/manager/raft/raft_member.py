@@ -1,6 +1,7 @@
 """One manager's consensus as a process of its own: `python -m tests.manager.raft.raft_member ROOT NAME`.
 
-The store, the log with real syncs and gRPC with mutual TLS between members; no deciders, no API. A second port on
+The store, the log as skepd has it (real syncs, sealed with a data key that the member's own key wraps, marked as begun)
+and gRPC with mutual TLS between members; no deciders, no API. A second port on
 loopback, without TLS, takes transactions one a call (`commit`) and questions in JSON (`ask`). It ends with its parent:
 when standard input ends. Parents use raft_processes.
 """
@@ -18,9 +19,10 @@ from typing import Any
 
 import grpc
 
-from manager.raft import config, core, disk
+from manager.raft import config, core, disk, log
 from manager.store import store
-from skep import errors, pb
+from skep import errors, ids, pb
+from skep.security import datakey, identity
 from tests.manager.raft import lossy_disk, raft_cluster
 
 COMMIT = "/member/commit"  # an encoded pb.Transaction to its index
@@ -213,12 +215,26 @@ def sized_task(name: str, size_bytes: int) -> pb.Op:
     return task(name, "x" * max(size_bytes - base - 8, 0))
 
 
+def sealed_log(
+    keys: pathlib.Path, name: str, papers: raft_cluster.Papers, directory: pathlib.Path, *, lossy: bool
+) -> log.DurableLog:
+    """See skep.daemon.manager_part.open_log; with `lossy` on a disk that forgets what was not synced."""
+    own = identity.Identity(
+        node_id=name, cluster_id="test", role=pb.NODE_ROLE_MANAGER, cert_pem=papers.certificate,
+        root_pem=papers.authority, key_pem=papers.key,
+    )  # fmt: skip
+    rng = ids.system_rng()
+    key = datakey.load(keys, own) or datakey.make(keys, own, rng=rng)
+    target = lossy_disk.LossyDisk(directory) if lossy else disk.OsDisk(directory)
+    return log.DurableLog(target, datakey.RecordSeal(key, rng), mark=disk.OsMark(keys / "log.begun"))
+
+
 async def serve(root: pathlib.Path, name: str) -> None:
     settings = json.loads((root / f"{name}.json").read_text())
     papers = raft_cluster.Papers(*(base64.b64decode(settings[part]) for part in ("authority", "key", "certificate")))
     times = config.RaftConfig(**settings["config"])
-    make_disk = lossy_disk.LossyDisk if settings["lossy"] else disk.OsDisk
-    manager = raft_cluster.Manager(name, root, papers, times, make_disk=make_disk)
+    open_log = functools.partial(sealed_log, root / f"{name}.identity", name, papers, lossy=settings["lossy"])
+    manager = raft_cluster.Manager(name, root, papers, times, open_log=open_log)
     manager.addr = settings["addr"]
     control = Control(manager)
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
