@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.runtime import base, refuse, templates
+from agent.runtime.process import logs
 from skep import pb, stamps, tasknames
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_GRACE_S = 10.0
 LOG_BYTES, LOG_FILES = 1024 * 1024, 4  # per task; Docker's options max-size and max-file change them
 LOG_BYTES_MIN = 64 * 1024  # a record must fit
+LOG_BYTES_MAX = 64 << 30  # more is a slip of the pen, and would fill any disk
 LOG_DRIVERS = {"", "json-file", "local", "none"}
 SIZE_UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
@@ -224,8 +226,8 @@ def _log(driver: pb.Driver) -> tuple[bool, int, int]:
         size = _size(driver.options["max-size"])
     if "max-file" in driver.options:
         text = driver.options["max-file"]
-        if not text.isdigit() or not int(text):
-            raise base.TaskFatal(f"log option max-file={text!r} must be a number from 1 on")
+        if not text.isdecimal() or not 1 <= int(text) <= logs.FILES_MAX:
+            raise base.TaskFatal(f"log option max-file={text!r} must be a number from 1 to {logs.FILES_MAX}")
         files = int(text)
     return driver.name == "none", max(size, LOG_BYTES_MIN), files
 
@@ -233,6 +235,6 @@ def _log(driver: pb.Driver) -> tuple[bool, int, int]:
 def _size(text: str) -> int:
     number = text.lower().rstrip("bkmg")
     unit = text.lower()[len(number) :].removesuffix("b")
-    if not number.isdigit() or unit not in SIZE_UNITS:
-        raise base.TaskFatal(f"log option max-size={text!r} must be a size such as 10m")
+    if not number.isdecimal() or unit not in SIZE_UNITS or int(number) * SIZE_UNITS[unit] > LOG_BYTES_MAX:
+        raise base.TaskFatal(f"log option max-size={text!r} must be a size such as 10m, up to {LOG_BYTES_MAX >> 30}g")
     return int(number) * SIZE_UNITS[unit]

@@ -61,7 +61,8 @@ def test_log_driver(driver: pb.Driver, expected: tuple[bool, int, int]) -> None:
 @pytest.mark.parametrize(
     "driver",
     [pb.Driver(name="syslog"), pb.Driver(options={"tag": "x"}), pb.Driver(options={"max-size": "much"}),
-     pb.Driver(options={"max-file": "0"})],
+     pb.Driver(options={"max-file": "0"}), pb.Driver(options={"max-file": "1001"}),
+     pb.Driver(options={"max-size": "1000g"})],
 )  # fmt: skip
 def test_log_driver_refusals(driver: pb.Driver) -> None:
     work = workloads.workload("x")
