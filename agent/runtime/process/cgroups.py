@@ -1,7 +1,7 @@
 """Limits of tasks through the kernel's control groups, version 1 and 2, where the machine lets us.
 
-Owns `skep/NODE/TASK` below the mounted hierarchies. Best effort: without root there are no limits, and the node says
-so in its labels. Must never touch a group outside of its own directory.
+Owns `skep/NODE/TASK` below the mounted hierarchies. Without root there are no limits: the node says so in its labels,
+and tasks that ask for one are refused (`spec`). Must never touch a group outside of its own directory.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 import pathlib
 import signal
 import time
+from collections.abc import Iterable
 
 import structlog
 
@@ -50,6 +51,11 @@ def parse_mounts(mountinfo: str) -> list[Hierarchy]:
             if controllers:
                 found.append(Hierarchy(root, 1, controllers))
     return found
+
+
+def described(controllers: Iterable[str]) -> str:
+    """For the node's labels: a value that placement constraints can name."""
+    return "+".join(sorted(controllers)) or "none"
 
 
 class Cgroups:
@@ -100,10 +106,10 @@ class Cgroups:
                 (tree.root / "skep").rmdir()
         self._trees = []
 
-    def describe(self) -> str:
-        """What can be limited, for the node's labels."""
-        names = sorted(name for tree in self._trees for name in tree.controllers)
-        return ",".join(names) or "none"
+    @property
+    def controllers(self) -> frozenset[str]:
+        """What can be limited."""
+        return frozenset(name for tree in self._trees for name in tree.controllers)
 
     def create(self, task_id: str, limits: pb.Resources) -> list[str]:
         """Makes the task's groups with its limits; returns their directories. Raises OSError."""

@@ -6,6 +6,7 @@ verdicts; so an agent that was killed goes on where it was. Never signals a proc
 
 import asyncio
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -29,7 +30,6 @@ START_S = 30.0  # for the supervisor to report; it takes 30 ms on an idle machin
 STOP_SLACK_S = 10.0  # on top of the grace period, before the supervisor itself is taken for hung
 REMOVE_S = 10.0  # from SIGUSR1 until the tree must be gone
 LOST_EXIT_CODE = 137  # the supervisor was killed, and its command with it
-LABEL_LIMITS = "io.skep.process.limits"
 
 
 class ProcessRuntime:
@@ -93,7 +93,7 @@ class ProcessRuntime:
             resources=pb.Resources(nano_cpus=cpus * 1_000_000_000, memory_bytes=memory_bytes),
             engine=pb.EngineDescription(
                 engine_version=platform.release(),
-                labels={LABEL_LIMITS: self._cgroups.describe()},
+                labels={spec.LABEL_LIMITS: cgroups.described(self._cgroups.controllers)},
                 runtime=self.name,
             ),
             disk=pb.DiskUsage(path=str(self._root)),
@@ -122,10 +122,13 @@ class ProcessRuntime:
     def _plan(self, workload: base.Workload, directory: files.TaskDirectory) -> files.Task:
         task_id = workload.task.id
         health.parse(workload.container.healthcheck)  # refuse before taking ports
-        dry = spec.plan(workload, ports=[], work_dir=directory.work, euid=os.geteuid())
+        plan_it = functools.partial(
+            spec.plan, workload, work_dir=directory.work, euid=os.geteuid(), controllers=self._cgroups.controllers
+        )
+        dry = plan_it(ports=[])
         published = self._ports.assign(task_id, refuse.host_ports(workload))
         check = health.parse(workload.container.healthcheck, ports=published)
-        plan = spec.plan(workload, ports=published, work_dir=directory.work, euid=os.geteuid())
+        plan = plan_it(ports=published)
         directory.create(uid=dry.uid, gid=dry.gid)
         if workload.files:
             kept = self._vault.write(

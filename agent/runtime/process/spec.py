@@ -10,11 +10,11 @@ import pathlib
 import pwd
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from agent.runtime import base, refuse, templates
-from agent.runtime.process import logs
+from agent.runtime.process import cgroups, logs
 from skep import pb, stamps, tasknames
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -23,6 +23,7 @@ LOG_BYTES, LOG_FILES = 1024 * 1024, 4  # per task; Docker's options max-size and
 LOG_BYTES_MIN = 64 * 1024  # a record must fit
 LOG_BYTES_MAX = 64 << 30  # more is a slip of the pen, and would fill any disk
 LOG_DRIVERS = {"", "json-file", "local", "none"}
+LABEL_LIMITS = "io.skep.process.limits"  # of the node's engine: the limits that it enforces
 SIZE_UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
@@ -72,12 +73,36 @@ def unsupported(container: pb.ContainerSpec) -> list[str]:
     return [name for name, value in found.items() if value]
 
 
-def plan(workload: base.Workload, *, ports: list[pb.PortConfig], work_dir: pathlib.Path, euid: int) -> Plan:
-    """How to run `workload`; `ports` are its host-mode ports with published numbers. Raises TaskFatal."""
+def unlimited(resources: pb.Resources, *, controllers: Collection[str]) -> list[str]:
+    """What of the limits nothing on this machine would enforce, as one line with the remedy; empty when all hold."""
+    wished = {"cpu": resources.nano_cpus, "memory": resources.memory_bytes, "pids": resources.pids}
+    lacking = [name for name, value in wished.items() if value and name not in controllers]
+    if not lacking:
+        return []
+    enforced = cgroups.described(controllers)
+    return [
+        f"limits of {', '.join(lacking)} (this node enforces: {enforced}; run skepd as root on a machine with these "
+        f"control groups, or keep the service away with the constraint engine.labels.{LABEL_LIMITS}!={enforced})"
+    ]
+
+
+def plan(
+    workload: base.Workload,
+    *,
+    ports: list[pb.PortConfig],
+    work_dir: pathlib.Path,
+    euid: int,
+    controllers: Collection[str],
+) -> Plan:
+    """How to run `workload`; `ports` are its host-mode ports with published numbers. Raises TaskFatal.
+
+    `controllers` are the control groups that limit something on this machine.
+    """
     container = workload.container
     resources = workload.spec.task.resources
     swap = ["swap"] if resources.HasField("swap_bytes") or resources.HasField("memory_swappiness") else []
-    refuse.check(workload, runtime="process", also=unsupported(container) + swap)
+    limits = unlimited(resources.limits, controllers=controllers)
+    refuse.check(workload, runtime="process", also=unsupported(container) + swap + limits)
     argv = [*container.command, *container.args]
     if not argv or not argv[0]:
         raise base.TaskFatal(

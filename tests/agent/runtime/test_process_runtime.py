@@ -13,8 +13,8 @@ import textwrap
 import pytest
 
 from agent.runtime import base, process
+from agent.runtime.process import cgroups, proof
 from agent.runtime.process import files as process_files
-from agent.runtime.process import proof
 from skep import pb
 from tests.agent.runtime import processes, workloads
 
@@ -264,7 +264,7 @@ def test_slow_health_check_is_cut_off(tmp_path: pathlib.Path) -> None:
 
 def test_task_and_health_check_live_under_the_task_s_limits(tmp_path: pathlib.Path) -> None:
     async def body(runtime: process.ProcessRuntime) -> None:
-        if runtime._cgroups.describe() == "none":
+        if not runtime._cgroups.controllers:
             pytest.skip("this machine lets us have no control groups")
         check = pb.HealthConfig(
             test=["CMD-SHELL", "sleep 0.3; cp /proc/self/cgroup checked"], interval=50_000_000, timeout=5_000_000_000
@@ -327,6 +327,18 @@ def test_user_and_ulimit(tmp_path: pathlib.Path) -> None:
         await workloads.run(runtime, work)
         await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
         assert (await workloads.output(runtime, work.task.id)).split() == ["nobody", "77", "99", "ok"]
+
+    processes.with_runtime(tmp_path, body)
+
+
+def test_a_limit_that_nothing_enforces_is_refused_and_never_dropped(tmp_path: pathlib.Path) -> None:
+    async def body(runtime: process.ProcessRuntime) -> None:
+        runtime._cgroups = cgroups.Cgroups(node_id=workloads.NODE_ID)  # as without root: not opened, it has none
+        assert (await runtime.describe()).engine.labels["io.skep.process.limits"] == "none"
+        work = workloads.workload("true", limits=pb.Resources(memory_bytes=32 << 20))
+        with pytest.raises(base.TaskFatal, match=r"cannot honour: limits of memory \(this node enforces: none; "):
+            await runtime.prepare(work, lambda _: None)
+        assert await runtime.observe(work.task.id) == base.ABSENT
 
     processes.with_runtime(tmp_path, body)
 

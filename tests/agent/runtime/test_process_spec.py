@@ -1,19 +1,25 @@
 """Pure parts of the process runtime: translation, health verdicts, log records, control-group settings."""
 
 import pathlib
+from collections.abc import Collection
 
 import pytest
 
 from agent.runtime import base
 from agent.runtime.process import cgroups, files, health, logs, spec
+from manager.scheduler import constraints
 from skep import pb, stamps
 from tests.agent.runtime import workloads
 
 WORK = pathlib.Path("/tasks/t/work")
 
 
+def planned(work: base.Workload, *, euid: int = 1000, controllers: Collection[str] = ()) -> spec.Plan:
+    return spec.plan(work, ports=[], work_dir=WORK, euid=euid, controllers=controllers)
+
+
 def plan(container: pb.ContainerSpec, *, euid: int = 1000) -> spec.Plan:
-    return spec.plan(workloads.workload(container=container), ports=[], work_dir=WORK, euid=euid)
+    return planned(workloads.workload(container=container), euid=euid)
 
 
 def test_command_and_args_are_joined() -> None:
@@ -54,7 +60,7 @@ def test_another_user_needs_root() -> None:
 def test_log_driver(driver: pb.Driver, expected: tuple[bool, int, int]) -> None:
     work = workloads.workload("x")
     work.spec.task.log_driver.CopyFrom(driver)
-    made = spec.plan(work, ports=[], work_dir=WORK, euid=1000)
+    made = planned(work)
     assert (made.log_discard, made.log_bytes, made.log_files) == expected
 
 
@@ -68,7 +74,24 @@ def test_log_driver_refusals(driver: pb.Driver) -> None:
     work = workloads.workload("x")
     work.spec.task.log_driver.CopyFrom(driver)
     with pytest.raises(base.TaskFatal, match="log"):
-        spec.plan(work, ports=[], work_dir=WORK, euid=1000)
+        planned(work)
+
+
+@pytest.mark.parametrize(
+    ("controllers", "lacking", "has"),
+    [((), "cpu, memory, pids", "none"), (("memory",), "cpu, pids", "memory"), (("pids", "cpu"), "memory", "cpu+pids")],
+)
+def test_limits_that_this_node_cannot_enforce_are_refused(controllers: Collection[str], lacking: str, has: str) -> None:
+    limits = pb.Resources(nano_cpus=500_000_000, memory_bytes=64 << 20, pids=9)
+    with pytest.raises(base.TaskFatal) as refused:
+        planned(workloads.workload("x", limits=limits), controllers=controllers)
+    assert f"the process runtime cannot honour: limits of {lacking} (this node enforces: {has}; " in str(refused.value)
+    assert "run skepd as root" in str(refused.value)
+    remedy = str(refused.value).rpartition(" ")[2].rstrip(")")
+    assert remedy == f"engine.labels.io.skep.process.limits!={has}"
+    assert [each.text for each in constraints.parse([remedy])] == [remedy]  # it can be typed as it stands there
+    planned(workloads.workload("x", limits=limits), controllers=("cpu", "memory", "pids"))
+    planned(workloads.workload("x"), controllers=())
 
 
 def test_task_file_round_trip(tmp_path: pathlib.Path) -> None:
