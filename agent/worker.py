@@ -12,7 +12,7 @@ import structlog
 
 from agent import backoff
 from agent.runtime import base
-from agent.tasks import driver, lease, machine, payloads, record
+from agent.tasks import driver, lease, machine, payloads, record, revisions
 from skep import clock, errors, ids, pb
 
 log = structlog.get_logger(__name__)
@@ -210,12 +210,13 @@ class Worker:
 
     def _drop_unused_revisions(self) -> None:
         used = {each.task.revision_id for each in self._drivers.values() if not each.forgotten}
-        unused = [revision_id for revision_id in self._revisions if revision_id not in used]
+        kept = dict.fromkeys(revisions.kept(self._revisions, used=used))
+        unused = [revision_id for revision_id in self._revisions if revision_id not in kept]
         for revision_id in unused:
             del self._revisions[revision_id]
         if unused:
             self._record.drop_revisions(unused)
-        self._payloads.keep(self._revisions.values())
+        self._payloads.keep(revision for revision_id, revision in self._revisions.items() if revision_id in used)
 
     # ---------------------------------------------------------------- tasks that must never run twice
 
