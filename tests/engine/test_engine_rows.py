@@ -1,11 +1,13 @@
 """Every field that docs/container-spec.md calls honoured, on a real engine."""
 
 import dataclasses
+import socket
 
 import pytest
 
 from agent.runtime import base, docker
 from agent.runtime.docker import security
+from skep import pb
 from tests.agent.runtime import container_rows as rows
 from tests.agent.runtime import workloads
 from tests.engine import conftest, dockerd
@@ -15,18 +17,22 @@ def workload(row: rows.Row, node: conftest.Node) -> base.Workload:
     arguments = ["sh", "-c", row.script] if row.script else []
     made = workloads.workload(*arguments, container=row.spec, node_id=node.node_id)
     made.spec.task.resources.CopyFrom(row.resources)
+    made.spec.task.runtime = row.runtime
     if row.log_driver is not None:
         made.spec.task.log_driver.CopyFrom(row.log_driver)
     made.node.description.engine.labels[security.ALLOW] = security.ALLOWED
     return made
 
 
+def api_version(node: conftest.Node) -> tuple[int, ...]:
+    return tuple(int(part) for part in dockerd.call(node.engine.socket, "GET", "/version")["ApiVersion"].split("."))
+
+
 @pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: row.name)
 def test_field_reaches_the_container(node: conftest.Node, row: rows.Row) -> None:
     async def body(runtime: docker.DockerRuntime) -> None:
         work = workload(row, node)
-        version = dockerd.call(node.engine.socket, "GET", "/version")["ApiVersion"]
-        if tuple(int(part) for part in version.split(".")) < row.since:
+        if api_version(node) < row.since:
             with pytest.raises(base.TaskFatal, match=row.refusal):
                 await runtime.prepare(work, lambda _: None)
             return
@@ -52,5 +58,68 @@ def test_devices_only_where_the_node_allows_them(node: conftest.Node) -> None:
                 work.node.description.engine.labels.clear()
                 with pytest.raises(base.TaskFatal, match=r"this node does not allow it: its label io.skep.privileged"):
                     await runtime.prepare(dataclasses.replace(work), lambda _: None)
+
+    node.run(body)
+
+
+def short_lived() -> pb.ContainerSpec:
+    return pb.ContainerSpec(image=rows.IMAGE, stop_grace_period=1_000_000_000)
+
+
+def test_volume_subpath(node: conftest.Node) -> None:
+    """A part of a volume that another container has filled."""
+
+    async def body(runtime: docker.DockerRuntime) -> None:
+        name = f"skep-subpath-{node.node_id}"
+
+        def using(script: str, *, subpath: str = "") -> base.Workload:
+            volume = pb.Mount.VolumeOptions(subpath=subpath)
+            mount = pb.Mount(type=pb.MOUNT_TYPE_VOLUME, source=name, target="/v", volume_options=volume)
+            container = pb.ContainerSpec(image=rows.IMAGE, mounts=[mount])
+            return workloads.workload("sh", "-c", script, container=container, node_id=node.node_id)
+
+        below = using("cat /v/file; ls /v", subpath="inner")
+        if api_version(node) < (1, 45):
+            with pytest.raises(base.TaskFatal, match=r"volume subpath \(needs Engine API 1.45"):
+                await runtime.prepare(below, lambda _: None)
+            return
+        try:
+            for work, says in ((using("mkdir /v/inner; echo deep >/v/inner/file"), ""), (below, "deep\nfile\n")):
+                await workloads.run(runtime, work)
+                assert (await workloads.phase(runtime, work.task.id, base.Phase.EXITED)).exit_code == 0
+                assert await workloads.output(runtime, work.task.id) == says
+                await runtime.remove(work.task.id)
+        finally:
+            dockerd.call(node.engine.socket, "DELETE", f"/volumes/{name}")
+
+    node.run(body)
+
+
+def test_udp_port(node: conftest.Node) -> None:
+    async def body(runtime: docker.DockerRuntime) -> None:
+        port = workloads.host_port(53)
+        port.protocol = pb.PORT_PROTOCOL_UDP
+        work = workloads.workload(
+            "sh", "-c", "exec sleep 60", container=short_lived(), ports=[port], node_id=node.node_id
+        )
+        (published,) = (await workloads.run(runtime, work)).ports
+        assert (published.target_port, published.protocol) == (53, pb.PORT_PROTOCOL_UDP)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other, pytest.raises(OSError, match="in use"):
+            other.bind(("0.0.0.0", published.published_port))  # the machine's own port, not only the engine's word
+
+    node.run(body)
+
+
+def test_sctp_port(node: conftest.Node) -> None:
+    """As far as being created: kernels may lack the protocol."""
+
+    async def body(runtime: docker.DockerRuntime) -> None:
+        port = workloads.host_port(36412, published=36412)
+        port.protocol = pb.PORT_PROTOCOL_SCTP
+        work = workloads.workload("true", container=short_lived(), ports=[port], node_id=node.node_id)
+        await runtime.prepare(work, lambda _: None)
+        seen = await runtime.observe(work.task.id)
+        inspected = dockerd.call(node.engine.socket, "GET", f"/containers/{seen.container_id}/json")
+        assert inspected["HostConfig"]["PortBindings"]["36412/sctp"][0]["HostPort"] == "36412"
 
     node.run(body)
