@@ -8,7 +8,7 @@ import dataclasses
 
 from manager.scheduler import constraints, filters, needs, nodes
 from manager.store import views
-from skep import pb, stamps, tasknames
+from skep import pb, platforms, stamps, tasknames
 
 RULES_MAX = 20  # of one node
 _MIB, _GIB = 1024**2, 1024**3
@@ -116,7 +116,7 @@ def _describe(
             return _unsatisfied(load, constraint)
         case "platform":
             wanted_words = " or ".join("/".join(part or "any" for part in platform) for platform in need.platforms)
-            have = "/".join(needs.platform(load.node.description.platform))
+            have = "/".join(platforms.spelled(load.node.description.platform))
             return Failing(name, f"platform {wanted_words}", have, f"an image for {have}", 20.0)
         case "port":
             holder = _holder(state, load, detail)

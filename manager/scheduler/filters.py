@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from manager.scheduler import constraints, needs
 from manager.store import tables
-from skep import pb, stamps
+from skep import pb, platforms, stamps
 
 if TYPE_CHECKING:
     from manager.scheduler import nodes
@@ -74,7 +74,7 @@ def missing_plugin(node: pb.Node, need: needs.Needs) -> str:
 def _platform_fits(node: pb.Node, need: needs.Needs) -> bool:
     if not need.platforms:
         return True
-    os, architecture = needs.platform(node.description.platform)
+    os, architecture = platforms.spelled(node.description.platform)
     return any(
         wanted_os in {"", os} and wanted_architecture in {"", architecture}
         for wanted_os, wanted_architecture in need.platforms

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Iterable
 
 from manager.scheduler import constraints
-from skep import errors, pb
+from skep import errors, pb, platforms
 
 Port = tuple[int, int]  # protocol, published port
-Platform = tuple[str, str]  # operating system, architecture
+Platform = platforms.Platform
 Plugin = tuple[str, str]  # type as engines report it (Volume, Log), name
 
-_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
 _PROTOCOL = {pb.PORT_PROTOCOL_TCP: "tcp", pb.PORT_PROTOCOL_UDP: "udp", pb.PORT_PROTOCOL_SCTP: "sctp"}
 
 
@@ -53,7 +52,7 @@ def of(spec: pb.ServiceSpec) -> Needs:
         generic=tuple(counted(reserved).items()),
         ports=tuple(host_ports(spec.endpoint)),
         wanted=wanted,
-        platforms=tuple(platform(wish) for wish in placement.platforms),
+        platforms=tuple(platforms.spelled(wish) for wish in placement.platforms),
         plugins=tuple(plugins(spec.task)),
         max_replicas=placement.max_replicas,
         spread=tuple(
@@ -113,8 +112,3 @@ def port_name(port: Port) -> str:
     """The port as people write it: 8080/tcp."""
     protocol, number = port
     return f"{number}/{_PROTOCOL.get(pb.PortProtocol.ValueType(protocol), 'tcp')}"
-
-
-def platform(value: pb.Platform) -> Platform:
-    """Operating system and architecture under one spelling."""
-    return value.os, _ARCHITECTURE.get(value.architecture, value.architecture)

@@ -62,6 +62,27 @@ def test_devices_only_where_the_node_allows_them(node: conftest.Node) -> None:
     node.run(body)
 
 
+def test_the_engine_is_told_the_platform(node: conftest.Node) -> None:
+    """So it refuses an image of another one; here by a node that takes itself for what it is not."""
+
+    async def body(runtime: docker.DockerRuntime) -> None:
+        mine = (await runtime.describe()).platform
+        other = pb.Platform(os=mine.os, architecture="s390x")
+        for platform in (mine, other):
+            work = workloads.workload("echo", "up", container=short_lived(), node_id=node.node_id)
+            work.node.description.platform.CopyFrom(platform)
+            work.spec.task.placement.platforms.extend([pb.Platform(os="linux", architecture="arm"), platform])
+            if platform == mine or api_version(node) < (1, 41):
+                await workloads.run(runtime, work)
+                await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
+                assert await workloads.output(runtime, work.task.id) == "up\n"
+                continue
+            with pytest.raises(base.TaskFatal, match="does not match the specified platform"):
+                await runtime.prepare(work, lambda _: None)
+
+    node.run(body)
+
+
 def short_lived() -> pb.ContainerSpec:
     return pb.ContainerSpec(image=rows.IMAGE, stop_grace_period=1_000_000_000)
 

@@ -34,6 +34,7 @@ STUBBORN_S = 1.0  # a call that takes longer waits for its container, not for th
 # An engine in trouble says these; the same call may succeed later.
 PASSING = ("context deadline exceeded", "context canceled", "connection refused", "transport is closing",
            "code = unavailable", "removal of container")  # fmt: skip
+WRONG_PLATFORM = "does not match the specified platform"
 BIND_SOURCE = re.compile(r"bind source path does not exist: (.*)")
 
 
@@ -104,12 +105,11 @@ class DockerRuntime:
             return
         files = await self._keep_files(workload)
         body = spec.create_body(workload, node_id=self._node_id, api=self._engine.version, files=files)
+        query = spec.create_query(workload, api=self._engine.version)
         await self._images.ensure(container.image, auth=container.registry_auth, progress=progress)
         progress("creating the container")
         try:
-            made = await self._engine.labour(
-                "/containers/create", query={"name": workload.name}, body=body, timeout_s=CREATE_S
-            )
+            made = await self._engine.labour("/containers/create", query=query, body=body, timeout_s=CREATE_S)
         except errors.Conflict as error:
             # Ours when an earlier call was answered too late; a stranger with this very name is an operator's doing.
             self._doubt()
@@ -119,7 +119,10 @@ class DockerRuntime:
         except client.EngineAway:
             self._doubt()  # it may have made it all the same
             raise
-        except errors.NotFound as error:  # the image was removed a moment ago: pull again
+        except errors.NotFound as error:
+            if WRONG_PLATFORM in str(error):
+                raise base.TaskFatal(f"creating the container: {error}") from error
+            # The image was removed a moment ago: pull again.
             self._images.forget(container.image)
             raise base.TaskTemporary(f"creating the container: {error}") from error
         except (client.EngineFailed, errors.Invalid, errors.Denied) as error:

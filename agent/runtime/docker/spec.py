@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.runtime import base, refuse, templates
 from agent.runtime.docker import client, security
-from skep import jsonmap, pb, stamps, tasknames
+from skep import jsonmap, pb, platforms, stamps, tasknames
 
 NODE, TASK = "io.skep.node", "io.skep.task"
 DEFAULT_GRACE_S = 10.0
@@ -22,6 +22,7 @@ SIGNALLED = 128  # exit codes above it mean a signal, as in a shell
 RUNNING = {"running", "paused", "restarting"}
 # Fields that older engines ignore without a word: API version from which they count.
 START_INTERVAL, CREATE_MOUNTPOINT, SUBPATH = (1, 44), (1, 42), (1, 45)
+PLATFORM = (1, 41)  # older engines take images of their own platform only
 
 
 def labels(workload: base.Workload, *, node_id: str) -> dict[str, str]:
@@ -85,6 +86,22 @@ def create_body(
     }
     body.update({name: value for name, value in optional.items() if value})
     return body
+
+
+def create_query(workload: base.Workload, *, api: client.Version) -> dict[str, str]:
+    """The parameters of POST /containers/create."""
+    wanted = platform(workload) if api >= PLATFORM else ""
+    return {"name": workload.name, **({"platform": wanted} if wanted else {})}
+
+
+def platform(workload: base.Workload) -> str:
+    """Which of the platforms that the service may run on this node is, as "os/architecture"; empty when it names none.
+
+    An engine that is told refuses an image of another one, which would only fail to start.
+    """
+    mine = platforms.spelled(workload.node.description.platform)
+    wishes = [platforms.spelled(wish) for wish in workload.spec.task.placement.platforms]
+    return "/".join(mine) if all(mine) and mine in wishes else ""
 
 
 def _too_new(container: pb.ContainerSpec, api: client.Version) -> list[str]:

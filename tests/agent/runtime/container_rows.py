@@ -231,6 +231,8 @@ ELSEWHERE = {
     C + "registryAuth": "test_engine_registry",
     C + "Mounts.VolumeOptions.Subpath": "test_engine_rows",
     "EndpointSpec.Ports": "test_engine_runtime",
+    "Placement.Platforms.OS": "test_engine_rows",
+    "Placement.Platforms.Architecture": "test_engine_rows",
 }
 
 

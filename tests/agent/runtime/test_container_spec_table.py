@@ -12,7 +12,7 @@ from tests.agent.runtime import container_rows as rows
 DOCUMENT = pathlib.Path(__file__).resolve().parents[3] / "docs" / "container-spec.md"
 # Documented as a whole: what managers use, what is refused, and what has one meaning however it is filled.
 WHOLE = {
-    "Networks", "Placement", "RestartPolicy", "Resources.Reservations", "Resources.Limits.GenericResources",
+    "Networks", "Placement.Preferences", "RestartPolicy", "Resources.Reservations", "Resources.Limits.GenericResources",
     "ContainerSpec.Secrets", "ContainerSpec.Configs", "ContainerSpec.Privileges.CredentialSpec",
     "ContainerSpec.Privileges.SELinuxContext", "ContainerSpec.Privileges.Seccomp", "ContainerSpec.Privileges.AppArmor",
 }  # fmt: skip

@@ -374,3 +374,26 @@ def test_failures_become_the_tasks_fate() -> None:
 )
 def test_signals_in_words(code: int, words: str) -> None:
     assert spec.killed_by(code) == words
+
+
+@pytest.mark.parametrize(
+    ("mine", "wishes", "expected"),
+    [
+        ("linux/x86_64", ["linux/arm64", "linux/amd64"], "linux/amd64"),
+        ("linux/aarch64", ["linux/arm64"], "linux/arm64"),
+        ("linux/x86_64", [], ""),
+        ("linux/x86_64", ["linux/"], ""),  # whatever there is
+        ("/", ["/"], ""),
+    ],
+)
+def test_the_platform_is_named_when_the_service_names_it(mine: str, wishes: list[str], expected: str) -> None:
+    def parsed(text: str) -> pb.Platform:
+        os, _, architecture = text.partition("/")
+        return pb.Platform(os=os, architecture=architecture)
+
+    work = workloads.workload("x", task_id="t1")
+    work.node.description.platform.CopyFrom(parsed(mine))
+    work.spec.task.placement.platforms.extend(parsed(wish) for wish in wishes)
+    told = {"platform": expected} if expected else {}
+    assert spec.create_query(work, api=(1, 41)) == {"name": "web.1.t1", **told}
+    assert spec.create_query(work, api=(1, 40)) == {"name": "web.1.t1"}
