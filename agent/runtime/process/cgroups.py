@@ -21,6 +21,7 @@ from skep import pb, stamps
 log = structlog.get_logger(__name__)
 
 WANTED = ("cpu", "memory", "pids")
+MOUNTS = pathlib.Path("/proc/self/mountinfo")
 CPU_PERIOD_US = 100_000
 KILL_ROUNDS = 50  # 10 ms each; a process that forks faster than this is caught by the pids limit or not at all
 ROUND_S = 0.01
@@ -61,8 +62,9 @@ def described(controllers: Iterable[str]) -> str:
 class Cgroups:
     """The control groups of one node's tasks."""
 
-    def __init__(self, *, node_id: str) -> None:
+    def __init__(self, *, node_id: str, mounts: pathlib.Path = MOUNTS) -> None:
         self._node_id = node_id
+        self._mounts = mounts
         self._trees: list[Hierarchy] = []
 
     def open(self) -> None:
@@ -70,7 +72,7 @@ class Cgroups:
         if os.geteuid() != 0:
             return
         try:
-            mounts = parse_mounts(pathlib.Path("/proc/self/mountinfo").read_text())
+            mounts = parse_mounts(self._mounts.read_text())
         except OSError:
             return
         for tree in mounts:

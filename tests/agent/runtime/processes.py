@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import pytest
+
 from agent.runtime import process
-from agent.runtime.process import proof
+from agent.runtime.process import cgroups, proof
 from skep import clock, ids
 from tests.agent.runtime import workloads
 
@@ -37,6 +40,14 @@ def with_runtime(directory: pathlib.Path, body: Body) -> None:
             await body(runtime)
 
     asyncio.run(main())
+
+
+def need_limits(runtime: process.ProcessRuntime, *names: str) -> None:
+    """Skips the test where the machine lets us limit nothing of the kind; fails where it must (CI runs as root)."""
+    has = runtime._cgroups.controllers
+    if not has.issuperset(names):
+        report = pytest.fail if os.environ.get("SKEP_REQUIRE_ENGINE") == "1" else pytest.skip
+        report(f"this machine allows limits of: {cgroups.described(has)}; needed: {', '.join(names)}")
 
 
 def gone(pid: int) -> bool:
