@@ -130,7 +130,7 @@ class Driver:
                 )
             )
             completed, self._completed, self._failure = self._completed, None, ""
-            ended = step.state in {machine.FAILED, machine.COMPLETE} and step.state != self.status.state
+            ended = self._is_end(step, observation)
             printed = await output.last(self._tools.runtime, self._task.id) if ended else ""
             self._tell(step, observation, printed=printed)
             if step.action is machine.Action.DONE:
@@ -151,6 +151,14 @@ class Driver:
                 # Nobody will ask how it ended, and removing it is by force: one question less for each task.
                 seen = dataclasses.replace(observation, phase=base.Phase.EXITED, pid=0)
                 self._wake.clear()
+
+    def _is_end(self, step: machine.Step, observation: base.Observation) -> bool:
+        """Whether this is the end of what may have printed something, and the task's record will be there to tell."""
+        if step.state == self.status.state:
+            return False
+        if step.state == machine.SHUTDOWN:
+            return observation.phase is base.Phase.EXITED and self._desired < machine.REMOVE
+        return step.state in {machine.FAILED, machine.COMPLETE}
 
     async def _observe(self) -> base.Observation:
         if self.status.state <= machine.ACCEPTED and self._desired < machine.SHUTDOWN:

@@ -1,4 +1,4 @@
-"""The end of what a task printed that ended by itself, for its record: container or node may be gone when one asks."""
+"""The end of what a task printed that has ended, for its record: container or node may be gone when one asks."""
 
 import asyncio
 

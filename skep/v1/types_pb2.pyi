@@ -599,7 +599,7 @@ class TaskStatus(_message.Message):
     message: _builtins.str
     err: _builtins.str
     last_output: _builtins.str
-    """of a task that FAILED: the end of what it printed, at most 2 KiB"""
+    """of a task that has ended: the end of what it printed, at most 2 KiB"""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
         """the writer's clock"""

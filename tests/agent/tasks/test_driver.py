@@ -330,6 +330,61 @@ def test_an_end_is_told_with_the_end_of_the_output(exit_code: int, state: machin
     virtual_time.run(main)
 
 
+def test_a_stop_on_request_is_told_with_the_end_of_the_output() -> None:
+    async def main() -> None:
+        made = Bench(memory.MemoryBehaviour())
+        async with made.running():
+            await until(at(made, machine.RUNNING))
+            for number in range(30):
+                made.runtime.print_line("t1", f"line {number}")
+            made.wish(machine.SHUTDOWN)
+            await until(at(made, machine.SHUTDOWN))
+        printed = made.driver.status.last_output.splitlines()
+        assert (len(printed), printed[-1]) == (20, "line 29")
+
+    virtual_time.run(main)
+
+
+def test_a_start_that_fails_is_told_with_what_was_printed_until_then() -> None:
+    async def main() -> None:
+        made = Bench(memory.MemoryBehaviour(fail_start="exec format error"))
+        prepare = made.runtime.prepare
+
+        async def prepared(workload: base.Workload, progress: Callable[[str], None]) -> None:
+            await prepare(workload, progress)
+            made.runtime.print_line("t1", "entrypoint: begun")
+
+        made.runtime.prepare = prepared  # type: ignore[method-assign]
+        async with made.running():
+            await until(at(made, machine.FAILED))
+        assert made.driver.status.last_output == "entrypoint: begun\n"
+
+    virtual_time.run(main)
+
+
+@pytest.mark.parametrize("moment", ["removed", "never started"])
+def test_nobody_is_asked_for_output_that_has_no_place_or_is_not_there(moment: str) -> None:
+    async def main() -> None:
+        made = Bench(memory.MemoryBehaviour())
+        asked: list[str] = []
+        logs = made.runtime.logs
+
+        def counted(task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
+            asked.append(task_id)
+            return logs(task_id, options)
+
+        made.runtime.logs = counted  # type: ignore[method-assign]
+        if moment == "never started":
+            made.driver = made.make(joined.task("t1", "n1", desired=machine.READY))
+        async with made.running():
+            await until(at(made, machine.RUNNING if moment == "removed" else machine.READY))
+            made.wish(machine.REMOVE if moment == "removed" else machine.SHUTDOWN)
+            await until(at(made, machine.SHUTDOWN))
+        assert asked == []
+
+    virtual_time.run(main)
+
+
 @pytest.mark.parametrize(
     ("data", "length", "end"),
     [(b"", 0, ""), (b"x" * 9000, 2048, "x"), ("ä".encode() * 2000, 2048, "ä"), (b"\xff" * 3000, 2046, "\ufffd")],
