@@ -88,13 +88,29 @@ def conditions(disk: Space | None, memory: Space | None, *, path: str, before: S
     return found
 
 
+def _without_engine(known: pb.NodeDescription, reason: str) -> pb.NodeDescription:
+    made = pb.NodeDescription()
+    made.CopyFrom(known)
+    made.conditions.add(kind="engine", summary="without container engine", message=reason)
+    return made
+
+
 class Facts:
     """The description of one node."""
 
-    def __init__(self, *, runtime: base.Runtime, machine: Machine = THIS_MACHINE) -> None:
+    def __init__(
+        self,
+        *,
+        runtime: base.Runtime,
+        machine: Machine = THIS_MACHINE,
+        known: pb.NodeDescription | None = None,
+        remember: Callable[[pb.NodeDescription], None] = lambda _: None,
+    ) -> None:
+        """`known` is what an agent before this one gave to `remember`, which is told whatever differs from it."""
         self._runtime = runtime
         self._machine = machine
-        self._known: pb.NodeDescription | None = None
+        self._known = known
+        self._remember = remember
 
     async def describe(self) -> pb.NodeDescription:
         """As it is now; with a runtime that does not answer, as it was, and what is wrong.
@@ -110,13 +126,18 @@ class Facts:
                 raise
             reason = str(error) or f"no answer within {DESCRIBE_TIMEOUT_S:g} s"
             log.warning("node.runtime_silent", error=reason)
-            made.CopyFrom(self._known)
-            made.conditions.add(kind="engine", summary="without container engine", message=reason)
-            return made
+            return _without_engine(self._known, reason)
         if made.disk.path:  # a runtime without a place on a disk is none of a machine
             await self._measure(made)
-        self._known = made
+        if made != self._known:
+            self._known = pb.NodeDescription()
+            self._known.CopyFrom(made)  # whoever asks adds to it
+            self._remember(made)
         return made
+
+    def without_engine(self, reason: str) -> pb.NodeDescription | None:
+        """What is known of a machine whose engine does not answer; None when it never has."""
+        return _without_engine(self._known, reason) if self._known is not None else None
 
     async def _measure(self, made: pb.NodeDescription) -> None:
         before = self._known or pb.NodeDescription()

@@ -61,13 +61,14 @@ class AgentSession:
         worker: worker.Worker,
         describe: Describe,
         rng: ids.Rng,
+        description: pb.NodeDescription | None = None,
         access: entering.Access | None = None,
         stirred: asyncio.Event | None = None,
         on_node: Callable[[pb.Node], None] | None = None,
         on_removed: Callable[[str], None] | None = None,
     ) -> None:
         """`describe` gives the whole description, hostname included; it may raise Unavailable. It is asked now and
-        then, and at once when `stirred` is set.
+        then, and at once when `stirred` is set. Where a `description` is known already, no registration waits for it.
 
         `on_node` is called with this node's own object at every registration and whenever it changes, `on_removed`
         with the leader's words whenever it says that this node is not in the cluster any more.
@@ -81,7 +82,8 @@ class AgentSession:
         self._rng = rng
         self._on_node = on_node
         self._on_removed = on_removed
-        self._description: pb.NodeDescription | None = None
+        self._description = description
+        self._silence = ""  # why the runtime said nothing when it was last asked
         self._candidates: list[str] = []
         self._worked = ""  # the manager of the last session
         self._retry = backoff.Backoff(first_s=RETRY_FIRST_S, max_s=RETRY_MAX_S, rng=rng)
@@ -171,7 +173,7 @@ class AgentSession:
             raise errors.Unavailable("no manager is known to this node")
         description = self._description or await self._describe_again()
         if description is None:
-            raise errors.Unavailable("the container runtime does not answer, so this node cannot be described")
+            raise errors.Unavailable(f"this node cannot be described without its runtime: {self._silence}")
         stream = await self._connected(addr)
         try:
             await self._send(stream, pb.AgentMessage(register=pb.Register(description=description)))
@@ -351,5 +353,6 @@ class AgentSession:
             async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
                 self._description = await self._describe()
         except (errors.SkepError, TimeoutError, OSError) as error:
-            log.warning("session.runtime_silent", error=str(error) or type(error).__name__)
+            self._silence = str(error) or "no answer in time"
+            log.warning("session.runtime_silent", error=self._silence)
         return self._description

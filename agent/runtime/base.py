@@ -103,7 +103,10 @@ class Runtime(Protocol):
         ...
 
     async def open(self) -> None:
-        """Connects. Raises Unavailable with the reason when the runtime does not answer."""
+        """Connects. Raises Unavailable with the reason when the runtime does not answer.
+
+        One that has an engine is open all the same then, and goes on as soon as the engine answers.
+        """
         ...
 
     async def close(self) -> None:

@@ -1,5 +1,6 @@
 """Picks the runtime of this machine. The only place that knows all drivers."""
 
+import asyncio
 import pathlib
 from collections.abc import Callable
 from typing import Literal
@@ -12,6 +13,7 @@ from skep import clock, errors, ids
 log = structlog.get_logger(__name__)
 
 Kind = Literal["auto", "docker", "process", "memory"]
+PATIENCE_S = 2.0  # for an engine that may come later: it must not keep the machine from anything else
 CHOSEN = "runtime"  # file in the runtime's directory that keeps what `auto` once chose
 
 
@@ -24,8 +26,11 @@ async def choose(
     clock: clock.Clock,
     rng: ids.Rng,
     stirred: Callable[[], None] = lambda: None,
+    away: Callable[[str], None] | None = None,
 ) -> base.Runtime:
     """An opened runtime, which calls `stirred` when its engine goes away or comes back.
+
+    With `away`, an engine that does not answer is no error: `away` is told why, and the runtime goes on once it does.
 
     `auto` is Docker when an engine answers at `docker_socket`, else the process runtime.
     `auto` keeps to its first choice: an engine that is late at boot must not have the node's tasks looked for among
@@ -33,8 +38,9 @@ async def choose(
     """
     if kind == "auto":
         return await _automatic(
-            node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng, stirred=stirred
-        )
+            node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng, stirred=stirred,
+            away=away,
+        )  # fmt: skip
     runtime: base.Runtime
     if kind == "docker":
         notes = directory / "images.json"
@@ -48,8 +54,12 @@ async def choose(
     else:
         raise errors.Invalid(f"unknown runtime {kind!r}: there are auto, docker, process and memory")
     try:
-        await runtime.open()
-    except errors.SkepError:
+        async with asyncio.timeout(None if away is None or kind != "docker" else PATIENCE_S):
+            await runtime.open()
+    except (errors.SkepError, TimeoutError) as error:
+        if away is not None and kind == "docker":
+            away(str(error) or f"the container engine at {docker_socket} does not answer in time")
+            return runtime
         await runtime.close()
         raise
     return runtime
@@ -63,11 +73,12 @@ async def _automatic(
     clock: clock.Clock,
     rng: ids.Rng,
     stirred: Callable[[], None],
+    away: Callable[[str], None] | None,
 ) -> base.Runtime:
-    async def one(kind: Kind) -> base.Runtime:
+    async def one(kind: Kind, away: Callable[[str], None] | None = None) -> base.Runtime:
         return await choose(
             kind, node_id=node_id, directory=directory, docker_socket=docker_socket, clock=clock, rng=rng,
-            stirred=stirred,
+            stirred=stirred, away=away,
         )  # fmt: skip
 
     note = directory / CHOSEN
@@ -75,7 +86,7 @@ async def _automatic(
     if earlier == "process":
         return await one("process")
     try:
-        runtime = await one("docker")
+        runtime = await one("docker", away if earlier == "docker" else None)
     except errors.Unavailable as error:
         if earlier == "docker":
             raise errors.Unavailable(

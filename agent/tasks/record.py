@@ -22,6 +22,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, task BLOB NOT NULL, status BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revisions (id TEXT PRIMARY KEY, revision BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS node (only INTEGER PRIMARY KEY CHECK (only = 1), node BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS description (only INTEGER PRIMARY KEY CHECK (only = 1), description BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS lease (
     only INTEGER PRIMARY KEY CHECK (only = 1), boot TEXT NOT NULL, proven_at REAL NOT NULL
 );
@@ -74,6 +75,15 @@ class Record:
         """This node's own object as it was last heard; None before the first session."""
         row = self._db.execute("SELECT node FROM node").fetchone()
         return pb.Node.FromString(row[0]) if row else None
+
+    def description(self) -> pb.NodeDescription | None:
+        """What the runtime last said of this machine; None when it never did."""
+        row = self._db.execute("SELECT description FROM description").fetchone()
+        return pb.NodeDescription.FromString(row[0]) if row else None
+
+    def save_description(self, description: pb.NodeDescription) -> None:
+        """Records that."""
+        self._db.execute("INSERT OR REPLACE INTO description VALUES (1, ?)", (description.SerializeToString(),))
 
     def proven_at(self, boot: str) -> float:
         """See `lease.Lease`: the uptime of the latest answered heartbeat on record; minus infinity without one."""

@@ -17,8 +17,6 @@ from skep.security import keys, tls
 
 log = structlog.get_logger(__name__)
 
-RUNTIME_RETRY_S = 2.0  # an engine that was chosen and is away: look again this often
-
 
 class AgentPart:
     """Runs tasks for the cluster while this machine belongs to one."""
@@ -49,6 +47,7 @@ class AgentPart:
         self._stack = contextlib.AsyncExitStack()
         self._worker: worker.Worker | None = None
         self._session: session.AgentSession | None = None
+        self._away = ""  # why the engine did not answer at the start
         self.description = pb.NodeDescription(hostname=config.name)
 
     @property
@@ -61,12 +60,13 @@ class AgentPart:
         """Cluster addresses of the managers, as last heard."""
         return self._book().addresses()
 
-    async def start(self) -> None:
+    async def start(self, *, patient: bool) -> None:
         """Adopts what runs here, then looks for the managers.
 
-        Raises Unavailable when the runtime that was asked for does not answer.
+        Raises Unavailable when the runtime that was asked for does not answer, unless it is `patient`: then an engine
+        that is away makes the node one that is not ready and says why, until the engine is there.
         """
-        await self._open()
+        await self._open(patient=patient)
         opened = self._worker
         assert opened is not None
         await opened.open()
@@ -76,6 +76,7 @@ class AgentPart:
             managers=self._book(),
             worker=opened,
             describe=self._describe,
+            description=self.description if self._away and self.description.conditions else None,
             access=self._runtime.access,
             stirred=self._stirred,
             rng=self._rng,
@@ -99,11 +100,11 @@ class AgentPart:
     async def remove_tasks(self) -> None:
         """Stops and removes every task of this node, whether the agent runs or not."""
         if self._worker is None:
-            await self._open()
+            await self._open(patient=False)
         assert self._worker is not None
         await self._worker.remove_all()
 
-    async def _open(self) -> None:
+    async def _open(self, *, patient: bool) -> None:
         directory = self._config.agent_dir
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         node_id = self._identity().node_id
@@ -115,20 +116,35 @@ class AgentPart:
             clock=self._clock,
             rng=self._rng,
             stirred=self._stirred.set,
+            away=self._engine_away if patient else None,
         )
-        self._facts = facts.Facts(runtime=self._runtime)
         self._stack.push_async_callback(self._runtime.close)
         recorded = record.Record(directory / "tasks.db")
         self._stack.callback(recorded.close)
+        self._facts = facts.Facts(
+            runtime=self._runtime, known=recorded.description(), remember=recorded.save_description
+        )
         self._worker = worker.Worker(
             runtime=self._runtime, record=recorded, clock=self._clock, uptime=clock.SystemUptime(), rng=self._rng
         )
-        with contextlib.suppress(errors.Unavailable):
-            self.description = await self._describe()
+        if self._away:
+            bare = self._facts.without_engine(self._away)
+            self.description = self._completed(bare) if bare is not None else self.description
+        else:
+            with contextlib.suppress(errors.Unavailable):
+                self.description = await self._describe()
         log.info("agent.opened", runtime=self._runtime.name, node=node_id)
 
+    def _engine_away(self, reason: str) -> None:
+        self._away = reason
+        log.warning("agent.engine_away", reason=reason, tasks="are taken up when it is back")
+
     async def _describe(self) -> pb.NodeDescription:
-        description = await self._facts.describe()
+        self.description = self._completed(await self._facts.describe())
+        return self.description
+
+    def _completed(self, description: pb.NodeDescription) -> pb.NodeDescription:
+        """With what the runtime does not know."""
         description.hostname = self._config.name
         description.engine.labels.update(self._config.labels)
         if self._config.generic:
@@ -139,7 +155,6 @@ class AgentPart:
         description.tls_info.CopyFrom(
             pb.TLSInfo(trust_root=root_pem.decode(), cert_issuer_subject=subject, cert_issuer_public_key=public_key)
         )
-        self.description = description
         return description
 
     def _book(self) -> manager_book.ManagerBook:

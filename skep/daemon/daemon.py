@@ -117,7 +117,7 @@ class Daemon:
             log.info("daemon.moved", addr=now.advertise_addr, before=place.advertise_addr, listen=now.listen_addr)
             now.save(self._config.membership_file)
         await self._keeper.resume(now)
-        await self._start_agent(now, list(now.members.values()))
+        await self._start_agent(now, list(now.members.values()), patient=True)
 
     # ---------------------------------------------------------------- parts
 
@@ -137,11 +137,13 @@ class Daemon:
             rng=self.rng,
         )
 
-    async def _start_agent(self, place: settings.Membership, seeds: Sequence[str] = ()) -> None:
+    async def _start_agent(
+        self, place: settings.Membership, seeds: Sequence[str] = (), *, patient: bool = False
+    ) -> None:
         own = [place.advertise_addr] if self._keeper.part is not None else []
         agent = self._make_agent([*seeds, *own])
         try:
-            await agent.start()
+            await agent.start(patient=patient)
         except BaseException:
             await agent.stop()
             raise

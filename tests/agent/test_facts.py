@@ -137,6 +137,27 @@ def test_a_runtime_that_never_answered_describes_nothing() -> None:
     asyncio.run(main())
 
 
+def test_what_is_known_outlives_the_agent() -> None:
+    async def main() -> None:
+        bench, kept = Bench(), list[pb.NodeDescription]()
+        machine = facts.Machine(disk=bench._disk, memory=lambda: bench.memory, ports=lambda: bench.ports)
+        first = facts.Facts(runtime=bench.runtime, machine=machine, remember=kept.append)
+        known = await first.describe()
+        await first.describe()
+        assert kept == [known], "written once for each difference"
+        bench.runtime.trouble = errors.Unavailable("not there")
+        again = facts.Facts(runtime=bench.runtime, machine=machine, known=kept[-1], remember=kept.append)
+        found = await again.describe()
+        assert [(each.kind, each.message) for each in found.conditions] == [("engine", "not there")]
+        assert found == again.without_engine("not there")
+        del found.conditions[:]
+        assert found == known
+        assert kept == [known], "what an engine did not say is not remembered"
+        assert facts.Facts(runtime=bench.runtime).without_engine("not there") is None
+
+    asyncio.run(main())
+
+
 def test_what_cannot_be_measured_is_no_condition() -> None:
     async def main() -> None:
         bench = Bench()

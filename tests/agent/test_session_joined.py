@@ -346,6 +346,35 @@ def test_a_changed_description_reaches_the_store() -> None:
     virtual_time.run(main)
 
 
+def test_a_node_that_was_never_described_waits_for_its_runtime_and_says_why() -> None:
+    async def main() -> None:
+        network = joined.Network()
+        cluster = joined.Cluster(network)
+        await cluster.create(joined.node("n1"))
+        await cluster.dispatcher.start()
+        agent, described = joined.Agent(network, "n1"), joined.Agent.describe
+        away = True
+
+        async def describe() -> pb.NodeDescription:
+            if away:
+                raise errors.Unavailable("cannot connect to the container engine")
+            return await described(agent)
+
+        agent.describe = describe  # type: ignore[method-assign]
+        await agent.start()
+        reason = "this node cannot be described without its runtime: cannot connect to the container engine"
+        await until(lambda: agent.session.error == reason)
+        assert not agent.session.manager
+        away = False
+        await until(lambda: bool(agent.session.manager))
+        assert cluster.node("n1").description.hostname == "n1"
+        await agent.stop()
+        await cluster.dispatcher.stop()
+        await network.close()
+
+    virtual_time.run(main)
+
+
 def test_leaving_removes_everything_and_closing_removes_nothing() -> None:
     async def main() -> None:
         async with joined.joined("n1") as (_, cluster, (agent,)):

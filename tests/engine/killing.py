@@ -3,8 +3,8 @@
     python -m tests.engine.killing [SECONDS [SEED]]
 
 runs it for ten minutes with an engine and a cluster of its own (three managers, one worker, real skepd processes) and
-prints one line a round. Whatever is killed is started again at once, as a service manager would. The short form is
-`test_engine_killing.py`.
+prints one line a round. Whatever is killed is started again at once, as a service manager would, but for the engine
+that comes only once its nodes are back and say that they have none. The short form is `test_engine_killing.py`.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from tests.cluster import harness
 from tests.engine import dockerd, podmand
 
 Own = dockerd.OwnDockerd | podmand.OwnPodman
-KINDS = ("agent", "leader", "engine", "engine and leader", "agent and engine")
+LATE = "agent and engine, which comes late"
+KINDS = ("agent", "leader", "engine", "engine and leader", "agent and engine", LATE)
 REPLICAS = 6
 SECONDS = 600.0
 PAUSE_S = 1.0  # at most, between two rounds
@@ -79,7 +80,11 @@ class Killer:
         for name in victims:
             await self.cluster.cluster.kill(name)
         back = [self.cluster.cluster.respawn(name) for name in victims]
-        if "engine" in kind:
+        if kind == LATE:
+            await asyncio.gather(*back)
+            await harness.until("the nodes are shown without engine", lambda: self.without_engine(victims))
+            await asyncio.to_thread(self.own.start)
+        elif "engine" in kind:
             await asyncio.sleep(self.rng.uniform(0, PAUSE_S))
             await asyncio.gather(asyncio.to_thread(self.own.start), *back)
         else:
@@ -96,6 +101,15 @@ class Killer:
         return all(
             node["Status"]["State"] == "ready" and not node["Description"].get("Conditions") for node in nodes
         )  # fmt: skip
+
+    async def without_engine(self, names: list[str]) -> bool:
+        """Each of them is back and says that it is."""
+        said = {
+            node["Description"]["Hostname"]: [each["Kind"] for each in node["Description"].get("Conditions") or []]
+            for node in await self.cluster.nodes()
+            if node["Status"]["State"] == "disconnected"
+        }
+        return all("engine" in said.get(name, []) for name in names)
 
     async def seen(self) -> dict[str, Any]:
         """The tasks with their containers as the cluster knows them, and the containers as the engine does."""

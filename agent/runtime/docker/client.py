@@ -70,6 +70,7 @@ class Client:
         """`call_s` bounds every call that does not bring a time limit of its own."""
         self.socket = socket.removeprefix("unix://")
         self.version: Version = VERSION_MIN
+        self._agreed = False  # on that version, with the engine as it is now
         self._call_s = call_s
         self._session: aiohttp.ClientSession | None = None
         self._calls = asyncio.Semaphore(CALLS_MAX)
@@ -80,26 +81,24 @@ class Client:
         return self._session is not None
 
     async def open(self) -> None:
-        """Connects and agrees on the API version; again, to agree with an engine that came back. Raises EngineAway."""
-        first = self._session is None
-        if first:
+        """Connects and agrees on the API version; again, to agree with an engine that came back.
+
+        Raises EngineAway when no engine answers; it is open all the same, and agrees before the first call.
+        """
+        if self._session is None:
             connector = aiohttp.UnixConnector(self.socket, limit=0)
             # Proxies and cookies of the environment have no business on a local socket.
             self._session = aiohttp.ClientSession(
                 connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
             )
-        try:
-            await self._agree()
-        except errors.SkepError:
-            if first:
-                await self.close()
-            raise
+        await self._agree()
 
     async def _agree(self) -> None:
         answer = await self._call("GET", "/version", timeout_s=PING_S)
         if not isinstance(answer, dict) or "ApiVersion" not in answer:
             raise EngineAway(f"what answers at {self.socket} is no container engine")
         self.version = negotiate(newest=str(answer["ApiVersion"]), oldest=str(answer.get("MinAPIVersion", "")))
+        self._agreed = True
 
     async def close(self) -> None:
         """Breaks off whatever is under way."""
@@ -110,7 +109,7 @@ class Client:
     async def get(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Any:
         """GET; the decoded JSON."""
         async with self._calls:
-            return await self._call("GET", self._versioned(path), query=query, timeout_s=timeout_s)
+            return await self._call("GET", await self._versioned(path), query=query, timeout_s=timeout_s)
 
     async def post(
         self,
@@ -122,7 +121,7 @@ class Client:
     ) -> Any:
         """POST; the decoded JSON, None when there is none or nothing was to do (304)."""
         async with self._calls:
-            return await self._call("POST", self._versioned(path), query=query, body=body, timeout_s=timeout_s)
+            return await self._call("POST", await self._versioned(path), query=query, body=body, timeout_s=timeout_s)
 
     async def labour(
         self, path: str, *, query: Mapping[str, str] | None = None, body: Any = None, timeout_s: float
@@ -130,7 +129,7 @@ class Client:
         """POST that may take long; it is given up earlier when the engine meanwhile does not answer what is easy."""
         async with self._calls:
             working = asyncio.ensure_future(
-                self._call("POST", self._versioned(path), query=query, body=body, timeout_s=timeout_s)
+                self._call("POST", await self._versioned(path), query=query, body=body, timeout_s=timeout_s)
             )
             try:
                 while not (await asyncio.wait((working,), timeout=self._call_s))[0]:
@@ -142,12 +141,12 @@ class Client:
 
     async def wait(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float) -> Any:
         """POST that may take its time and so does not count among the calls at the same time."""
-        return await self._call("POST", self._versioned(path), query=query, timeout_s=timeout_s)
+        return await self._call("POST", await self._versioned(path), query=query, timeout_s=timeout_s)
 
     async def delete(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Any:
         """DELETE."""
         async with self._calls:
-            return await self._call("DELETE", self._versioned(path), query=query, timeout_s=timeout_s)
+            return await self._call("DELETE", await self._versioned(path), query=query, timeout_s=timeout_s)
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -165,7 +164,7 @@ class Client:
             try:
                 async with asyncio.timeout(self._call_s if idle_s is None else max(idle_s, self._call_s)):
                     response = await self._open_session().request(
-                        method, self._url(self._versioned(path)), params=query, headers=headers, timeout=timeout
+                        method, self._url(await self._versioned(path)), params=query, headers=headers, timeout=timeout
                     )
             except TimeoutError:
                 raise self._late(method, path) from None
@@ -229,6 +228,7 @@ class Client:
         try:
             yield
         except aiohttp.ClientConnectorError as error:
+            self._agreed = False  # whoever listens there next may be an older or a newer one
             reason = error.os_error.strerror or str(error.os_error)
             raise EngineAway(f"cannot connect to the container engine at {self.socket}: {reason}") from error
         except aiohttp.SocketTimeoutError:
@@ -244,7 +244,9 @@ class Client:
             raise EngineAway("the connection to the container engine is closed")
         return self._session
 
-    def _versioned(self, path: str) -> str:
+    async def _versioned(self, path: str) -> str:
+        if not self._agreed:
+            await self._agree()
         return f"/v{self.version[0]}.{self.version[1]}{path}"
 
     def _url(self, path: str) -> str:

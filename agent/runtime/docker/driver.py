@@ -84,7 +84,7 @@ class DockerRuntime:
         self.access = access.DockerAccess(self._engine, self._inspect)
 
     async def open(self) -> None:
-        """Connects. Raises Unavailable (EngineAway) with the reason."""
+        """Connects. Raises Unavailable (EngineAway) with the reason; is open all the same. See base.Runtime."""
         await self._engine.open()
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import pathlib
 import typing
+from collections.abc import Callable
 
 import pytest
 
@@ -10,10 +11,16 @@ from agent.runtime import base, choose
 from skep import clock, errors, ids
 
 
-async def chosen(kind: choose.Kind, directory: pathlib.Path, socket: pathlib.Path) -> base.Runtime:
+async def chosen(
+    kind: choose.Kind,
+    directory: pathlib.Path,
+    socket: pathlib.Path,
+    *,
+    away: Callable[[str], None] | None = None,
+) -> base.Runtime:
     return await choose.choose(
         kind, node_id="n1", directory=directory, docker_socket=f"unix://{socket}",
-        clock=clock.SystemClock(), rng=ids.seeded_rng(1),
+        clock=clock.SystemClock(), rng=ids.seeded_rng(1), away=away,
     )  # fmt: skip
 
 
@@ -54,6 +61,46 @@ def test_auto_with_engine_is_docker_and_waits_for_it(tmp_path: pathlib.Path) -> 
         second = await chosen("auto", tmp_path / "r", socket)
         assert second.name == "process"
         await second.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["auto", "docker"])
+def test_an_engine_that_was_chosen_may_come_later(kind: choose.Kind, tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        socket = tmp_path / "s"
+        async with await asyncio.start_unix_server(answer, socket):
+            await (await chosen(kind, tmp_path / "r", socket)).close()
+        reasons: list[str] = []
+        late = await chosen(kind, tmp_path / "r", socket, away=reasons.append)
+        assert late.name == "docker"
+        assert len(reasons) == 1
+        assert "cannot connect to the container engine" in reasons[0]
+        with pytest.raises(base.TaskTemporary, match="cannot connect"):
+            await late.list()
+        await late.close()
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_hangs_is_not_waited_for_where_it_may_come_later(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        gone = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            gone.set()
+
+        reasons: list[str] = []
+        async with await asyncio.start_unix_server(silent, tmp_path / "s"):
+            began = asyncio.get_running_loop().time()
+            late = await chosen("docker", tmp_path / "r", tmp_path / "s", away=reasons.append)
+            assert asyncio.get_running_loop().time() - began < choose.PATIENCE_S + 1.5
+            assert "does not answer" in reasons[0]
+            await late.close()
+            await gone.wait()
 
     asyncio.run(main())
 

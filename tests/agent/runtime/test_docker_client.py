@@ -132,9 +132,55 @@ def test_no_engine_there(tmp_path: pathlib.Path) -> None:
         made = client.Client(f"unix://{tmp_path}/nothing")
         with pytest.raises(errors.Unavailable, match="nothing: No such file or directory"):
             await made.open()
-        assert not made.is_open
+        with pytest.raises(errors.Unavailable, match="nothing: No such file or directory"):
+            await made.get("/x")
+        await made.close()
         with pytest.raises(errors.Unavailable, match="closed"):
             await made.get("/x")
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_comes_late_is_spoken_to_in_its_own_version(tmp_path: pathlib.Path) -> None:
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        # What is asked for in another version keeps its prefix here.
+        await answer(writer, 200 if call == "GET /containers/json" else 400, [])
+
+    async def main() -> None:
+        runtime = docker.DockerRuntime(
+            node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1)
+        )
+        with pytest.raises(errors.Unavailable, match="cannot connect to the container engine"):
+            await runtime.open()
+        with pytest.raises(base.TaskTemporary, match="cannot connect to the container engine"):
+            await runtime.observe("t1")
+        async with engine(tmp_path / "s", handler):
+            assert await runtime.list() == []
+        await runtime.close()
+
+    asyncio.run(main())
+
+
+def test_events_begin_when_the_engine_is_there(tmp_path: pathlib.Path) -> None:
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        assert call == "GET /events"
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+
+    async def main() -> None:
+        stirred: list[None] = []
+        runtime = docker.DockerRuntime(
+            node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1),
+            stirred=lambda: stirred.append(None),
+        )  # fmt: skip
+        with pytest.raises(errors.Unavailable):
+            await runtime.open()
+        waiting = asyncio.ensure_future(anext(runtime.events()))
+        await workloads.until(lambda: asyncio.sleep(0, len(stirred)), lambda n: n == 1, what="the loss being told")
+        async with engine(tmp_path / "s", handler):
+            assert await waiting == ""
+            assert len(stirred) == 2
+            await runtime.close()
 
     asyncio.run(main())
 

@@ -19,6 +19,7 @@ from tests.agent import joined
 from skep import pb
 kept = record.Record(sys.argv[1])
 kept.save_node(pb.Node(id="n1"))
+kept.save_description(pb.NodeDescription(resources=pb.Resources(memory_bytes=7)))
 kept.save_revision(joined.revision())
 for number in range(200):
     task = joined.task(f"t{number:03}", "n1")
@@ -48,6 +49,7 @@ def test_it_survives_kill_9(tmp_path: pathlib.Path) -> None:
     assert known[0].task == joined.task("t000", "n1")
     assert again.revisions() == {"r1": joined.revision()}
     assert again.node() == pb.Node(id="n1")
+    assert again.description() == pb.NodeDescription(resources=pb.Resources(memory_bytes=7))
     again.close()
 
 
