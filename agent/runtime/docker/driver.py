@@ -1,8 +1,9 @@
 """The Docker runtime: each task is a container of the machine's engine, found again by its labels.
 
 Owns no state but a cache of container IDs, which spares the engine most questions: a task costs it three calls to start
-and three to end. Touches only containers that carry this node's ID and a task's. Engines are
-made to restart nothing by themselves and, with live-restore, to keep containers through their own restarts.
+and three to end. Touches only containers that carry this node's ID and a task's, and the task's name: labels are
+inherited by images that are made of containers. Engines are made to restart nothing by themselves and, with
+live-restore, to keep containers through their own restarts.
 
 Podman's service answers the same calls. Known differences: health checks are run by systemd timers, so without
 systemd a check stays "starting"; restart policies need a service of its own (none is used here); event attributes may
@@ -286,7 +287,7 @@ class DockerRuntime:
                 if not self._complete:
                     doubts, before = self._doubts, list(self._containers)
                     listed = await self._list(node=self._node_id)
-                    found = {each["Labels"][spec.TASK]: each["Id"] for each in listed}
+                    found = spec.tasks(listed)
                     for gone in before:
                         if gone not in found:
                             self._forget(gone)

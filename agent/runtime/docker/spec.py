@@ -292,6 +292,16 @@ def _published(container: dict[str, Any]) -> tuple[pb.PortConfig, ...]:
     )
 
 
+def tasks(listed: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Task ID: container ID of those containers in GET /containers/json that were made for tasks."""
+    found: dict[str, str] = {}
+    for each in listed:
+        task_id = (each.get("Labels") or {}).get(TASK, "")
+        if task_id and any(name.endswith(f".{task_id}") for name in each.get("Names") or []):
+            found[task_id] = each["Id"]
+    return found
+
+
 def label_filter(**wanted: str) -> str:
     """The `filters` parameter for our labels: node=.., task=.. ."""
     return json.dumps({"label": [f"io.skep.{name}={value}" for name, value in wanted.items()]})

@@ -273,7 +273,8 @@ def test_few_containers_are_stopped_at_once_but_none_waits_for_the_stubborn_ones
     async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
         if call == "GET /containers/json":
             tasks = [f"t{number}" for number in range(2 * driver.ENDINGS_MAX + 1)]
-            await answer(writer, 200, [{"Id": f"c-{task}", "Labels": {spec.TASK: task}} for task in tasks])
+            listed = [{"Id": f"c-{task}", "Labels": {spec.TASK: task}, "Names": [f"/web.1.{task}"]} for task in tasks]
+            await answer(writer, 200, listed)
             return
         stopping.append(call.split("/")[2])
         await ended.wait()

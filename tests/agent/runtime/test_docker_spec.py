@@ -397,3 +397,15 @@ def test_the_platform_is_named_when_the_service_names_it(mine: str, wishes: list
     told = {"platform": expected} if expected else {}
     assert spec.create_query(work, api=(1, 41)) == {"name": "web.1.t1", **told}
     assert spec.create_query(work, api=(1, 40)) == {"name": "web.1.t1"}
+
+
+def test_containers_of_tasks_are_told_from_what_others_made_of_them() -> None:
+    ours = {"io.skep.node": "n1", "io.skep.task": "t1"}
+    listed: list[dict[str, Any]] = [
+        {"Id": "c1", "Names": ["/web.1.t1"], "Labels": ours},
+        {"Id": "c2", "Names": ["/cranky_gates"], "Labels": ours},  # of an image that was made of c1
+        {"Id": "c3", "Names": ["/web.1.t3"], "Labels": {"io.skep.node": "n1"}},
+        {"Id": "c4", "Names": None, "Labels": ours},
+        {"Id": "c5", "Names": ["/x"], "Labels": None},
+    ]
+    assert spec.tasks(listed) == {"t1": "c1"}
