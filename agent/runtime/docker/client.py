@@ -20,7 +20,8 @@ VERSION_MIN: Version = (1, 40)  # Docker 19.03
 VERSION_MAX: Version = (1, 51)  # the newest one this driver was written for; newer engines still answer it
 CALL_S = 30.0  # for calls that an idle engine answers in milliseconds
 PING_S = 5.0
-CALLS_MAX = 16  # at the same time; engines serialise most of their work anyway. Streams and stops do not count
+CALLS_MAX = 16  # at the same time; engines serialise most of their work anyway. Streams, stops, removals do not count
+LABOURS_MAX = 16  # creates and starts at the same time; apart from the others, as they may hang on a volume each
 READ_BYTES = 64 * 1024
 
 
@@ -74,6 +75,7 @@ class Client:
         self._call_s = call_s
         self._session: aiohttp.ClientSession | None = None
         self._calls = asyncio.Semaphore(CALLS_MAX)
+        self._labours = asyncio.Semaphore(LABOURS_MAX)
 
     @property
     def is_open(self) -> bool:
@@ -127,7 +129,7 @@ class Client:
         self, path: str, *, query: Mapping[str, str] | None = None, body: Any = None, timeout_s: float
     ) -> Any:
         """POST that may take long; it is given up earlier when the engine meanwhile does not answer what is easy."""
-        async with self._calls:
+        async with self._labours:
             working = asyncio.ensure_future(
                 self._call("POST", await self._versioned(path), query=query, body=body, timeout_s=timeout_s)
             )
@@ -144,9 +146,8 @@ class Client:
         return await self._call("POST", await self._versioned(path), query=query, timeout_s=timeout_s)
 
     async def delete(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Any:
-        """DELETE."""
-        async with self._calls:
-            return await self._call("DELETE", await self._versioned(path), query=query, timeout_s=timeout_s)
+        """DELETE. Whoever removes many bounds how many at a time: one that hangs must keep nobody from asking."""
+        return await self._call("DELETE", await self._versioned(path), query=query, timeout_s=timeout_s)
 
     @contextlib.asynccontextmanager
     async def stream(

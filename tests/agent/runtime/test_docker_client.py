@@ -127,6 +127,30 @@ def test_long_work_is_waited_for_while_the_engine_answers_and_given_up_when_it_h
     asyncio.run(main())
 
 
+def test_what_is_stuck_keeps_nobody_from_asking(tmp_path: pathlib.Path) -> None:
+    stuck: list[str] = []
+
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        if call.startswith("GET"):
+            await answer(writer, 200, {"ID": "e1"})
+        else:  # the engine waits for a file server that is gone
+            stuck.append(call)
+
+    async def main() -> None:
+        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
+            calls = [made.labour("/containers/create", timeout_s=60) for _ in range(client.LABOURS_MAX)]
+            calls += [made.delete(f"/containers/c{number}", timeout_s=60) for number in range(client.CALLS_MAX)]
+            waiting = [asyncio.ensure_future(each) for each in calls]
+            await workloads.until(lambda: asyncio.sleep(0, len(stuck)), lambda n: n == len(calls), what="all stuck")
+            async with asyncio.timeout(5.0):
+                assert await made.get("/info") == {"ID": "e1"}
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_no_engine_there(tmp_path: pathlib.Path) -> None:
     async def main() -> None:
         made = client.Client(f"unix://{tmp_path}/nothing")
