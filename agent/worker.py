@@ -17,7 +17,7 @@ from skep import clock, errors, ids, pb
 
 log = structlog.get_logger(__name__)
 
-BEGINNINGS_MAX = 32  # tasks prepared or started at the same time; more only makes each of them slower
+STARTS_MAX = 32  # tasks started at the same time; more only makes each of them slower
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 10.0
 TIDY_S = 300.0  # between two looks whether the disk is too full and whether there is what nobody has assigned
@@ -64,7 +64,7 @@ class Worker:
             files=self._payloads.files,
             lease=self.lease,
             publish=self._publish,
-            gate=asyncio.Semaphore(BEGINNINGS_MAX),
+            gate=asyncio.Semaphore(STARTS_MAX),
             clock=clock,
             rng=rng,
         )

@@ -118,7 +118,10 @@ class Runtime(Protocol):
         ...
 
     async def prepare(self, workload: Workload, progress: Callable[[str], None]) -> None:
-        """Brings the task to CREATED: image, volumes, container. `progress` takes one line for the task's status."""
+        """Brings the task to CREATED: image, volumes, container. `progress` takes one line for the task's status.
+
+        Called for any number of tasks at the same time: bounding what costs much is the runtime's business.
+        """
         ...
 
     async def start(self, workload: Workload) -> None:

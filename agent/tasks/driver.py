@@ -36,7 +36,7 @@ class Tools:
     files: Callable[[base.Workload], tuple[base.File, ...]]  # the secrets and configs of a task
     lease: lease.Lease
     publish: Callable[[str, pb.TaskStatus], None]  # task ID, its new status
-    gate: asyncio.Semaphore  # how many tasks may be prepared or started at the same time
+    gate: asyncio.Semaphore  # how many tasks may be started at the same time
     clock: clock.Clock
     rng: ids.Rng
 
@@ -231,13 +231,13 @@ class Driver:
         await self._pause()
 
     async def _begin(self, action: machine.Action) -> None:
+        if action is machine.Action.PREPARE:  # may wait long for an image, which must keep nobody else waiting
+            bare = self._workload()
+            whole = dataclasses.replace(bare, files=self._tools.files(bare))
+            await self._tools.runtime.prepare(whole, self._progress)
+            return
         async with self._tools.gate:
-            if action is machine.Action.PREPARE:
-                bare = self._workload()
-                whole = dataclasses.replace(bare, files=self._tools.files(bare))
-                await self._tools.runtime.prepare(whole, self._progress)
-            else:
-                await self._tools.runtime.start(self._workload())
+            await self._tools.runtime.start(self._workload())
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
         """Does the work, or breaks it off when the task is not wished to run any more; True when it was done."""

@@ -20,8 +20,7 @@ VERSION_MIN: Version = (1, 40)  # Docker 19.03
 VERSION_MAX: Version = (1, 51)  # the newest one this driver was written for; newer engines still answer it
 CALL_S = 30.0  # for calls that an idle engine answers in milliseconds
 PING_S = 5.0
-CALLS_MAX = 16  # at the same time; engines serialise most of their work anyway. Streams, stops, removals do not count
-LABOURS_MAX = 16  # creates and starts at the same time; apart from the others, as they may hang on a volume each
+CALLS_MAX = 16  # short ones at the same time; engines serialise most of their work anyway
 READ_BYTES = 64 * 1024
 
 
@@ -75,7 +74,6 @@ class Client:
         self._call_s = call_s
         self._session: aiohttp.ClientSession | None = None
         self._calls = asyncio.Semaphore(CALLS_MAX)
-        self._labours = asyncio.Semaphore(LABOURS_MAX)
 
     @property
     def is_open(self) -> bool:
@@ -128,25 +126,27 @@ class Client:
     async def labour(
         self, path: str, *, query: Mapping[str, str] | None = None, body: Any = None, timeout_s: float
     ) -> Any:
-        """POST that may take long; it is given up earlier when the engine meanwhile does not answer what is easy."""
-        async with self._labours:
-            working = asyncio.ensure_future(
-                self._call("POST", await self._versioned(path), query=query, body=body, timeout_s=timeout_s)
-            )
-            try:
-                while not (await asyncio.wait((working,), timeout=self._call_s))[0]:
-                    await self._call("GET", "/version", timeout_s=min(PING_S, self._call_s))
-                return working.result()
-            finally:
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
+        """POST that may take long; it is given up earlier when the engine meanwhile does not answer what is easy.
+
+        Whoever calls bounds how many at a time: those that hang must keep nobody from asking.
+        """
+        working = asyncio.ensure_future(
+            self._call("POST", await self._versioned(path), query=query, body=body, timeout_s=timeout_s)
+        )
+        try:
+            while not (await asyncio.wait((working,), timeout=self._call_s))[0]:
+                await self._call("GET", "/version", timeout_s=min(PING_S, self._call_s))
+            return working.result()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
     async def wait(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float) -> Any:
-        """POST that may take its time and so does not count among the calls at the same time."""
+        """POST that may take its time; bounded by the caller, as `labour`."""
         return await self._call("POST", await self._versioned(path), query=query, timeout_s=timeout_s)
 
     async def delete(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Any:
-        """DELETE. Whoever removes many bounds how many at a time: one that hangs must keep nobody from asking."""
+        """DELETE; bounded by the caller, as `labour`."""
         return await self._call("DELETE", await self._versioned(path), query=query, timeout_s=timeout_s)
 
     @contextlib.asynccontextmanager

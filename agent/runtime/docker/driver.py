@@ -30,6 +30,7 @@ CREATE_S = 120.0  # new volumes are filled from the image before the call return
 START_S = 120.0
 STOP_SLACK_S = 30.0  # on top of the grace period: the engine kills and tidies up
 REMOVE_S = 60.0
+CREATES_MAX, STARTS_MAX = 16, 16  # at the same time; apart, as either may hang on a volume
 ENDINGS_MAX = 8  # containers stopped or removed at the same time: an engine that gets more at once takes longer for all
 STUBBORN_S = 1.0  # a call that takes longer waits for its container, not for the engine, so others may go ahead
 # An engine in trouble says these; the same call may succeed later.
@@ -80,6 +81,8 @@ class DockerRuntime:
         self._complete = False  # whether those are all: nobody else makes containers of this node
         self._doubts = 0  # how often that was called in question
         self._listing = asyncio.Lock()
+        self._creating = asyncio.Semaphore(CREATES_MAX)
+        self._starting = asyncio.Semaphore(STARTS_MAX)
         self._endings = asyncio.Semaphore(ENDINGS_MAX)
         self._unstarted: dict[str, None] = {}  # tasks whose containers this driver has made, and nobody has started
         self.access = access.DockerAccess(self._engine, self._inspect)
@@ -110,7 +113,8 @@ class DockerRuntime:
         await self._images.ensure(container.image, auth=container.registry_auth, progress=progress)
         progress("creating the container")
         try:
-            made = await self._engine.labour("/containers/create", query=query, body=body, timeout_s=CREATE_S)
+            async with self._creating:
+                made = await self._engine.labour("/containers/create", query=query, body=body, timeout_s=CREATE_S)
         except errors.Conflict as error:
             # Ours when an earlier call was answered too late; a stranger with this very name is an operator's doing.
             self._doubt()
@@ -155,7 +159,8 @@ class DockerRuntime:
                 return
             container_id = container["Id"]
         try:
-            await self._engine.labour(f"/containers/{container_id}/start", timeout_s=START_S)
+            async with self._starting:
+                await self._engine.labour(f"/containers/{container_id}/start", timeout_s=START_S)
         except (client.EngineFailed, errors.Invalid, errors.NotFound, errors.Conflict, errors.Denied) as error:
             raise failure(error, doing="starting the container") from error
 

@@ -138,7 +138,7 @@ def test_what_is_stuck_keeps_nobody_from_asking(tmp_path: pathlib.Path) -> None:
 
     async def main() -> None:
         async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
-            calls = [made.labour("/containers/create", timeout_s=60) for _ in range(client.LABOURS_MAX)]
+            calls = [made.labour("/containers/create", timeout_s=60) for _ in range(client.CALLS_MAX)]
             calls += [made.delete(f"/containers/c{number}", timeout_s=60) for number in range(client.CALLS_MAX)]
             waiting = [asyncio.ensure_future(each) for each in calls]
             await workloads.until(lambda: asyncio.sleep(0, len(stuck)), lambda n: n == len(calls), what="all stuck")
@@ -147,6 +147,42 @@ def test_what_is_stuck_keeps_nobody_from_asking(tmp_path: pathlib.Path) -> None:
             for each in waiting:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_creates_that_hang_keep_nothing_from_being_started(tmp_path: pathlib.Path) -> None:
+    stuck: list[str] = []
+
+    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        if call == "POST /containers/create" and query["name"].startswith("web.1.stuck"):
+            stuck.append(call)
+        elif call == "POST /containers/create":
+            await answer(writer, 201, {"Id": "c1"})
+        elif call == "GET /containers/json":
+            await answer(writer, 200, [])
+        else:
+            await answer(writer, 200, {})
+
+    async def main() -> None:
+        runtime = docker.DockerRuntime(
+            node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1)
+        )
+        async with engine(tmp_path / "s", handler):
+            await runtime.open()
+            ready = workloads.workload(task_id="ready")
+            await runtime.prepare(ready, progress=lambda _: None)
+            many = [workloads.workload(task_id=f"stuck{number}") for number in range(2 * driver.CREATES_MAX)]
+            waiting = [asyncio.ensure_future(runtime.prepare(each, progress=lambda _: None)) for each in many]
+            await workloads.until(
+                lambda: asyncio.sleep(0, len(stuck)), lambda n: n == driver.CREATES_MAX, what="creates that hang"
+            )
+            async with asyncio.timeout(5.0):
+                await runtime.start(ready)
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await runtime.close()
 
     asyncio.run(main())
 

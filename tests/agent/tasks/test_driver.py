@@ -160,7 +160,7 @@ def test_a_task_waits_for_its_turn_and_can_be_stopped_while_it_does() -> None:
     async def main() -> None:
         made = Bench(memory.MemoryBehaviour())
         async with made.tools.gate, made.tools.gate, made.running():
-            await until(at(made, machine.PREPARING))
+            await until(at(made, machine.STARTING))
             made.wish(machine.SHUTDOWN)
             await until(at(made, machine.SHUTDOWN), within_s=1.0)
 
