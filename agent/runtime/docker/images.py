@@ -1,6 +1,7 @@
 """Brings images to this machine.
 
-Owns the pulls that are under way: one per image, however many tasks wait for it. Must not create containers.
+Owns the pulls that are under way: one per image and credentials, however many tasks wait for it. Must not create
+containers.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from agent.runtime.docker import cleaning, client
 from skep import errors
 
 log = structlog.get_logger(__name__)
+
+Key = tuple[str, str]  # image and credentials
 
 SEEN_S = 5.0  # for so long an image that was here is taken to be so: tasks of one service come together
 USED_S = 300.0  # between two looks how much images take
@@ -70,7 +73,7 @@ class Images:
         self._cleaner = cleaner
         self._used_bytes, self._used_at = 0, -USED_S
         self._seen: dict[str, float] = {}  # images that were here, and when
-        self._pulls: dict[str, tuple[asyncio.Task[None], list[Callable[[str], None]]]] = {}
+        self._pulls: dict[Key, tuple[asyncio.Task[None], list[Callable[[str], None]]]] = {}
 
     async def ensure(self, image: str, *, auth: str, progress: Callable[[str], None]) -> None:
         """Returns once the image is here. Raises TaskFatal when it never will be, TaskTemporary when it may."""
@@ -82,11 +85,12 @@ class Images:
             self._cleaner.wanted(image)
             return
         self.forget(image)
-        if image not in self._pulls:
+        key = image, auth
+        if key not in self._pulls:
             pull = asyncio.create_task(self._pull(image, auth), name=f"pull {image}")
-            self._pulls[image] = (pull, [])
-            pull.add_done_callback(lambda _: self._pulls.pop(image, None))
-        pull, listeners = self._pulls[image]
+            self._pulls[key] = (pull, [])
+            pull.add_done_callback(lambda _: self._pulls.pop(key, None))
+        pull, listeners = self._pulls[key]
         listeners.append(progress)
         try:
             # Shielded: a task that is not wished any more must not break off what others wait for.
@@ -133,7 +137,8 @@ class Images:
         name, tag = split(image)
         query = {"fromImage": name, **({"tag": tag} if tag else {})}
         headers = {"X-Registry-Auth": auth} if auth else {}
-        self._tell(image, f"pulling {image}")
+        key = image, auth
+        self._tell(key, f"pulling {image}")
         progress, failure = Progress(image), ""
         try:
             async with self._engine.stream(
@@ -143,7 +148,7 @@ class Images:
                     failure = failure or event.get("error", "")
                     line = progress.line(event)
                     if line:
-                        self._tell(image, line)
+                        self._tell(key, line)
         except (base.TaskTemporary, asyncio.CancelledError):
             raise
         except errors.SkepError as error:
@@ -154,9 +159,9 @@ class Images:
             raise kind(f"cannot pull image {image}: {failure}")
         self._cleaner.pulled(image)
 
-    def _tell(self, image: str, line: str) -> None:
-        if image in self._pulls:
-            for listener in self._pulls[image][1]:
+    def _tell(self, key: Key, line: str) -> None:
+        if key in self._pulls:
+            for listener in self._pulls[key][1]:
                 listener(line)
 
 

@@ -1,73 +1,26 @@
 """The Docker runtime against a fake engine that can be told to misbehave."""
 
 import asyncio
-import contextlib
 import json
 import pathlib
-import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from agent.runtime import base, docker
-from agent.runtime.docker import cleaning, client, driver, images, spec
+from agent.runtime.docker import client, driver, spec
 from skep import clock, errors, ids, policies
-from tests.agent.runtime import workloads
+from tests.agent.runtime import fakes, workloads
 
-Handler = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
 SLOW_S = 0.4  # what an engine takes that has much to do
-VERSION = {"ApiVersion": "1.41", "MinAPIVersion": "1.12"}
-
-
-async def answer(writer: asyncio.StreamWriter, status: int, body: object) -> None:
-    data = json.dumps(body).encode()
-    writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(data)) + data)
-    await writer.drain()
-
-
-@contextlib.asynccontextmanager
-async def engine(path: pathlib.Path, handler: Handler) -> AsyncIterator[None]:
-    """Answers /version itself; everything else goes to the handler as 'METHOD /path' without the version."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                method, target, _ = head.split(b"\r\n")[0].decode().split()
-                parts = urllib.parse.urlsplit(target)
-                if parts.path == "/version":
-                    await answer(writer, 200, VERSION)
-                    continue
-                query = dict(urllib.parse.parse_qsl(parts.query))
-                await handler(f"{method} {parts.path.removeprefix('/v1.41')}", query, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_unix_server(serve, path)
-    try:
-        yield
-    finally:
-        server.close()
-
-
-@contextlib.asynccontextmanager
-async def connected(path: pathlib.Path, *, call_s: float = 30.0) -> AsyncIterator[client.Client]:
-    made = client.Client(str(path), call_s=call_s)
-    await made.open()
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 def test_statuses_become_errors(tmp_path: pathlib.Path) -> None:
     async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        await answer(writer, int(query["status"]), {"message": f"words {query['status']}"})
+        await fakes.answer(writer, int(query["status"]), {"message": f"words {query['status']}"})
 
     async def main() -> None:
-        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
+        async with fakes.engine(tmp_path / "s", handler), fakes.connected(tmp_path / "s") as made:
             expected: list[tuple[str, type[errors.SkepError]]] = [
                 ("400", errors.Invalid), ("404", errors.NotFound), ("409", errors.Conflict),
                 ("500", client.EngineFailed), ("503", client.EngineFailed), ("403", errors.Denied),
@@ -92,7 +45,10 @@ def test_silence_nonsense_and_hang_ups_are_temporary(tmp_path: pathlib.Path) -> 
         writer.close()
 
     async def main() -> None:
-        async with engine(tmp_path / "s", handler), connected(tmp_path / "s", call_s=0.1) as made:
+        async with (
+            fakes.engine(tmp_path / "s", handler),
+            fakes.connected(tmp_path / "s", call_s=0.1) as made,
+        ):
             for path, words in (("/silent", "in time"), ("/nonsense", "no JSON"), ("/hangup", "broke off")):
                 with pytest.raises(base.TaskTemporary, match=words):
                     await made.get(path)
@@ -106,12 +62,15 @@ def test_long_work_is_waited_for_while_the_engine_answers_and_given_up_when_it_h
     async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
         if call.endswith("/slow"):
             await asyncio.sleep(SLOW_S)
-            await answer(writer, 201, {"Id": "c1"})
+            await fakes.answer(writer, 201, {"Id": "c1"})
         elif call.endswith("/hang"):
             hung.set()
 
     async def main() -> None:
-        async with engine(tmp_path / "s", handler), connected(tmp_path / "s", call_s=0.1) as made:
+        async with (
+            fakes.engine(tmp_path / "s", handler),
+            fakes.connected(tmp_path / "s", call_s=0.1) as made,
+        ):
             assert await made.labour("/slow", timeout_s=60) == {"Id": "c1"}
             call = made._call
 
@@ -132,12 +91,12 @@ def test_what_is_stuck_keeps_nobody_from_asking(tmp_path: pathlib.Path) -> None:
 
     async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
         if call.startswith("GET"):
-            await answer(writer, 200, {"ID": "e1"})
+            await fakes.answer(writer, 200, {"ID": "e1"})
         else:  # the engine waits for a file server that is gone
             stuck.append(call)
 
     async def main() -> None:
-        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
+        async with fakes.engine(tmp_path / "s", handler), fakes.connected(tmp_path / "s") as made:
             calls = [made.labour("/containers/create", timeout_s=60) for _ in range(client.CALLS_MAX)]
             calls += [made.delete(f"/containers/c{number}", timeout_s=60) for number in range(client.CALLS_MAX)]
             waiting = [asyncio.ensure_future(each) for each in calls]
@@ -158,17 +117,17 @@ def test_creates_that_hang_keep_nothing_from_being_started(tmp_path: pathlib.Pat
         if call == "POST /containers/create" and query["name"].startswith("web.1.stuck"):
             stuck.append(call)
         elif call == "POST /containers/create":
-            await answer(writer, 201, {"Id": "c1"})
+            await fakes.answer(writer, 201, {"Id": "c1"})
         elif call == "GET /containers/json":
-            await answer(writer, 200, [])
+            await fakes.answer(writer, 200, [])
         else:
-            await answer(writer, 200, {})
+            await fakes.answer(writer, 200, {})
 
     async def main() -> None:
         runtime = docker.DockerRuntime(
             node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1)
         )
-        async with engine(tmp_path / "s", handler):
+        async with fakes.engine(tmp_path / "s", handler):
             await runtime.open()
             ready = workloads.workload(task_id="ready")
             await runtime.prepare(ready, progress=lambda _: None)
@@ -204,7 +163,7 @@ def test_no_engine_there(tmp_path: pathlib.Path) -> None:
 def test_an_engine_that_comes_late_is_spoken_to_in_its_own_version(tmp_path: pathlib.Path) -> None:
     async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
         # What is asked for in another version keeps its prefix here.
-        await answer(writer, 200 if call == "GET /containers/json" else 400, [])
+        await fakes.answer(writer, 200 if call == "GET /containers/json" else 400, [])
 
     async def main() -> None:
         runtime = docker.DockerRuntime(
@@ -214,7 +173,7 @@ def test_an_engine_that_comes_late_is_spoken_to_in_its_own_version(tmp_path: pat
             await runtime.open()
         with pytest.raises(base.TaskTemporary, match="cannot connect to the container engine"):
             await runtime.observe("t1")
-        async with engine(tmp_path / "s", handler):
+        async with fakes.engine(tmp_path / "s", handler):
             assert await runtime.list() == []
         await runtime.close()
 
@@ -237,61 +196,10 @@ def test_events_begin_when_the_engine_is_there(tmp_path: pathlib.Path) -> None:
             await runtime.open()
         waiting = asyncio.ensure_future(anext(runtime.events()))
         await workloads.until(lambda: asyncio.sleep(0, len(stirred)), lambda n: n == 1, what="the loss being told")
-        async with engine(tmp_path / "s", handler):
+        async with fakes.engine(tmp_path / "s", handler):
             assert await waiting == ""
             assert len(stirred) == 2
             await runtime.close()
-
-    asyncio.run(main())
-
-
-def test_one_pull_for_many_waiting_tasks(tmp_path: pathlib.Path) -> None:
-    pulls: list[dict[str, str]] = []
-    release = asyncio.Event()
-
-    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        if call.startswith("GET /images/"):
-            await answer(writer, 200 if release.is_set() else 404, {"message": "no such image"})
-            return
-        pulls.append(query)
-        await release.wait()
-        await answer(writer, 200, {"status": "done"})
-
-    async def main() -> None:
-        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
-            store, said = images.Images(made, cleaning.Cleaner(made, clock=clock.SystemClock())), list[str]()
-            waiting = [
-                asyncio.create_task(store.ensure("web:1", auth="secret", progress=said.append)) for _ in range(20)
-            ]
-            while not pulls:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            waiting[0].cancel()  # the one that started the pull is not wished any more
-            release.set()
-            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-            assert [type(outcome) for outcome in outcomes[1:]] == [type(None)] * 19
-            assert pulls == [{"fromImage": "web", "tag": "1"}]
-            await store.close()
-
-    asyncio.run(main())
-
-
-def test_pull_errors_within_the_stream(tmp_path: pathlib.Path) -> None:
-    async def handler(call: str, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        if call.startswith("GET /images/"):
-            await answer(writer, 404, {"message": "no such image"})
-        elif query["fromImage"] == "gone":
-            await answer(writer, 200, {"error": "manifest unknown", "errorDetail": {"message": "manifest unknown"}})
-        elif query["fromImage"] == "denied":
-            await answer(writer, 404, {"message": "pull access denied for denied"})
-        else:
-            await answer(writer, 500, {"message": "dial tcp 1.2.3.4:443: i/o timeout"})
-
-    async def main() -> None:
-        async with engine(tmp_path / "s", handler), connected(tmp_path / "s") as made:
-            store = images.Images(made, cleaning.Cleaner(made, clock=clock.SystemClock()))
-            for image, kind in (("gone", base.TaskFatal), ("denied", base.TaskFatal), ("busy", base.TaskTemporary)):
-                with pytest.raises(kind, match=f"cannot pull image {image}: "):
-                    await store.ensure(image, auth="", progress=lambda _: None)
 
     asyncio.run(main())
 
@@ -312,7 +220,7 @@ def test_events_reconnect_and_say_so(tmp_path: pathlib.Path) -> None:
         runtime = docker.DockerRuntime(
             node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1)
         )
-        async with engine(tmp_path / "s", handler):
+        async with fakes.engine(tmp_path / "s", handler):
             await runtime.open()
             events = runtime.events()
             assert [await anext(events) for _ in range(4)] == ["", "t1", "", "t2"]
@@ -334,11 +242,11 @@ def test_few_containers_are_stopped_at_once_but_none_waits_for_the_stubborn_ones
         if call == "GET /containers/json":
             tasks = [f"t{number}" for number in range(2 * driver.ENDINGS_MAX + 1)]
             listed = [{"Id": f"c-{task}", "Labels": {spec.TASK: task}, "Names": [f"/web.1.{task}"]} for task in tasks]
-            await answer(writer, 200, listed)
+            await fakes.answer(writer, 200, listed)
             return
         stopping.append(call.split("/")[2])
         await ended.wait()
-        await answer(writer, 200, {})
+        await fakes.answer(writer, 200, {})
 
     async def count(wanted: int) -> None:
         await workloads.until(lambda: asyncio.sleep(0, len(stopping)), lambda n: n >= wanted, what=f"{wanted} stops")
@@ -350,7 +258,7 @@ def test_few_containers_are_stopped_at_once_but_none_waits_for_the_stubborn_ones
             node_id="n1", socket=str(tmp_path / "s"), clock=clock.SystemClock(), rng=ids.seeded_rng(1)
         )
         last = f"t{2 * driver.ENDINGS_MAX}"
-        async with engine(tmp_path / "s", handler):
+        async with fakes.engine(tmp_path / "s", handler):
             await runtime.open()
             many = [workloads.workload(task_id=f"t{number}") for number in range(driver.ENDINGS_MAX)]
             stops = [asyncio.create_task(runtime.stop(each)) for each in many]
