@@ -23,7 +23,7 @@ EXIT_S = 5.0  # from the end of a command's output until the engine knows its ex
 LOOK_S = 0.02
 HANGUP_S = 1.0  # for a command whose user has gone, before it is killed
 RESIZE_TRIES = 10  # engines refuse while the command is being born
-UPLOAD_IDLE_S = 60.0
+COPY_IDLE_S = 60.0  # an engine that neither takes nor gives anything of a copy for so long hangs
 CANNOT_START = 126
 
 Json = dict[str, Any]
@@ -137,7 +137,7 @@ class DockerAccess:
         container = await self._container(task_id, running=False)
         with _refused():
             async with self._engine.stream(
-                "GET", f"/containers/{container['Id']}/archive", query={"path": path}
+                "GET", f"/containers/{container['Id']}/archive", query={"path": path}, idle_s=COPY_IDLE_S
             ) as chunks:
                 pipe.say_ready()
                 async for chunk in chunks:
@@ -153,12 +153,17 @@ class DockerAccess:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=client.PING_S)
         try:
             async with (
+                asyncio.timeout(None) as limit,
                 aiohttp.ClientSession(connector=connector, trust_env=False, timeout=timeout) as session,
                 session.put(
-                    url, params={"path": path}, data=_upload(pipe), headers={"Content-Type": "application/x-tar"}
+                    url, params={"path": path}, data=_upload(pipe, limit), headers={"Content-Type": "application/x-tar"}
                 ) as response,
             ):
                 raw = await response.read()
+        except TimeoutError:
+            raise client.EngineAway(
+                f"the container engine at {self._engine.socket} does not take the upload any more"
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise client.EngineAway(f"the container engine broke off the upload: {error}") from error
         if response.status >= 400:  # noqa: PLR2004
@@ -231,12 +236,21 @@ async def _output(reader: asyncio.StreamReader, pipe: channel.Channel, *, tty: b
             await pipe.send(payload, stream=stream)
 
 
-async def _upload(pipe: channel.Channel) -> AsyncIterator[bytes]:
+async def _upload(pipe: channel.Channel, limit: asyncio.Timeout) -> AsyncIterator[bytes]:
+    """What the user sends, who may take his time. The engine may not: `limit` runs while it is to take or answer."""
+
+    def bound(idle_s: float | None) -> None:
+        if not limit.expired():
+            limit.reschedule(None if idle_s is None else asyncio.get_running_loop().time() + idle_s)
+
     while (piece := await pipe.receive()) is not None:
         if isinstance(piece, pb.ChannelData):
+            bound(COPY_IDLE_S)
             yield piece.data
+            bound(None)
     if pipe.is_over:
         raise ConnectionAbortedError("the sender has gone")
+    bound(COPY_IDLE_S)
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[Json]:

@@ -271,7 +271,10 @@ class DockerRuntime:
         parse = logs.lines if (container.get("Config") or {}).get("Tty") else logs.frames
         try:
             async with self._engine.stream(
-                "GET", f"/containers/{container['Id']}/logs", query=logs.query(options)
+                "GET",
+                f"/containers/{container['Id']}/logs",
+                query=logs.query(options),
+                idle_s=None if options.follow else client.CALL_S,
             ) as chunks:
                 async for entry in parse(chunks):
                     yield entry

@@ -36,6 +36,8 @@ async def engine(path: pathlib.Path, handler: Handler) -> AsyncIterator[None]:
                 if parts.path == "/version":
                     await answer(writer, 200, VERSION)
                     continue
+                if "Transfer-Encoding: chunked" in fields:
+                    await reader.readuntil(b"0\r\n\r\n")
                 query = dict(urllib.parse.parse_qsl(parts.query))
                 query.update(("auth", line.split(": ")[1]) for line in fields if line.startswith("X-Registry-Auth: "))
                 await handler(f"{method} {parts.path.removeprefix('/v1.41')}", query, writer)
