@@ -15,7 +15,8 @@ async def last(runtime: base.Runtime, task_id: str) -> str:
     gathered = b""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            async for entry in runtime.logs(task_id, base.LogOptions(tail=LINES_MAX)):
+            # Followed, as what it printed last may be written down only after its end.
+            async for entry in runtime.logs(task_id, base.LogOptions(tail=LINES_MAX, follow=True)):
                 gathered = (gathered + entry.data)[-BYTES_MAX:]
     except (errors.SkepError, TimeoutError, OSError, ValueError):
         pass  # a log driver that cannot be read, an engine that is away: what there is must do

@@ -385,6 +385,29 @@ def test_nobody_is_asked_for_output_that_has_no_place_or_is_not_there(moment: st
     virtual_time.run(main)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_last_line_may_be_written_after_the_end(*, ends: bool) -> None:
+    async def main() -> None:
+        made = Bench(memory.MemoryBehaviour())
+
+        async def late(task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
+            yield pb.LogEntry(data=b"first\n")
+            if options.follow:
+                await asyncio.sleep(0.5)
+                yield pb.LogEntry(data=b"last\n")
+            if not ends:
+                await asyncio.Event().wait()
+
+        made.runtime.logs = late  # type: ignore[method-assign]
+        async with made.running():
+            await until(at(made, machine.RUNNING))
+            made.runtime.crash("t1", exit_code=3)
+            await until(at(made, machine.FAILED), within_s=output.TIMEOUT_S + 0.5)
+        assert made.driver.status.last_output == "first\nlast\n"
+
+    virtual_time.run(main)
+
+
 @pytest.mark.parametrize(
     ("data", "length", "end"),
     [(b"", 0, ""), (b"x" * 9000, 2048, "x"), ("ä".encode() * 2000, 2048, "ä"), (b"\xff" * 3000, 2046, "\ufffd")],
