@@ -5,6 +5,7 @@ import base64
 import contextlib
 import http.client
 import json
+import pathlib
 import time
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ import pytest
 from agent.runtime import base, docker
 from skep import pb
 from tests.agent.runtime import workloads
+from tests.cluster import harness
 from tests.engine import conftest, dockerd, registry
 
 
@@ -26,9 +28,9 @@ def serving(engine: conftest.Engine, authority: registry.Authority | None) -> It
     if engine.own is None or authority is None:
         pytest.skip("the engine is not ours: it would not trust the registry")
     if not engine.own.address:
-        pytest.skip("this machine does not allow a bridge")
+        conftest.lacking("this machine does not allow a bridge")
     if registry.missing():
-        pytest.skip(registry.missing())
+        conftest.lacking(registry.missing())
     made = registry.OwnRegistry(engine.own.address, authority)
     try:
         made.start()
@@ -109,6 +111,42 @@ def test_refusals_are_final_and_in_words(
         assert registry.PASSWORD not in str(caught.value)
 
     node.run(body)
+
+
+def test_credentials_travel_with_a_service(
+    engine: conftest.Engine, private: registry.OwnRegistry, tmp_path: pathlib.Path
+) -> None:
+    push(engine, private, "bees/hive")
+    image = f"{private.host}/bees/hive:1"
+    known = base64.b64encode(f"{registry.USER}:{registry.PASSWORD}".encode()).decode()
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {private.host: {"auth": known}}}))
+
+    async def main() -> None:
+        async with harness.running_cluster(
+            tmp_path, managers=1, runtime="docker", docker_socket=str(engine.socket)
+        ) as cluster:
+            create = ("service", "create", "--init", "--restart-condition", "none", "--detach")
+
+            async def refused() -> bool:
+                tasks = await cluster.tasks("without")
+                return [task["Status"]["State"] for task in tasks] == ["rejected"]
+
+            await cluster.skep(*create, "--name", "without", image, "sleep", "600")
+            await harness.until("a pull without credentials is refused", refused)
+            (task,) = await cluster.tasks("without")
+            assert "no basic auth credentials" in task["Status"]["Err"]
+            await cluster.skep(
+                *create, "--name", "with", "--with-registry-auth", image, "sleep", "600",
+                env={"DOCKER_CONFIG": str(tmp_path)},
+            )  # fmt: skip
+            await cluster.converged("with", 1)
+            shown = json.dumps([await cluster.call("GET", "/services"), await cluster.call("GET", "/tasks")])
+            assert registry.PASSWORD not in shown
+            assert known not in shown
+            assert credentials()[:48] not in shown  # the header, up to what differs
+
+    asyncio.run(main())
+    dockerd.call(engine.socket, "DELETE", f"/images/{image}?force=1")
 
 
 def test_a_registry_whose_authority_the_engine_does_not_trust(node: conftest.Node) -> None:

@@ -187,7 +187,7 @@ def test_specification_reaches_the_container(node: conftest.Node, tmp_path: path
 
 def test_published_ports(node: conftest.Node) -> None:
     if node.engine.own is not None and not node.engine.own.bridge:
-        pytest.skip("this machine does not allow a bridge")
+        conftest.lacking("this machine does not allow a bridge")
 
     async def body(runtime: docker.DockerRuntime) -> None:
         script = "mkdir /tmp/w; echo hello > /tmp/w/index.html; exec httpd -f -p 80 -h /tmp/w"

@@ -1,80 +1,17 @@
 """A worker's tasks through what becomes of their engine: crash, restart, hang; and what it clears away."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from agent import worker
 from agent.runtime import docker
 from agent.runtime.docker import client
-from agent.tasks import record
-from skep import clock, ids, pb
+from skep import pb
 from tests.agent.runtime import workloads
-from tests.engine import conftest, dockerd
+from tests.engine import conftest, dockerd, working
 
 pytestmark = pytest.mark.timeout(120)
-
-
-class Bench:
-    """A worker on an engine, and every status that it tells."""
-
-    def __init__(self, node: conftest.Node, runtime: docker.DockerRuntime) -> None:
-        self.node = node
-        self.record = record.Record(record.IN_MEMORY)
-        self.worker = worker.Worker(
-            runtime=runtime,
-            record=self.record,
-            clock=clock.SystemClock(),
-            uptime=clock.SystemUptime(),
-            rng=ids.system_rng(),
-        )
-        self.told: list[tuple[str, str]] = []
-        self.worker.listen(lambda task_id, status: self.told.append((task_id, pb.TaskState.Name(status.state))))
-
-    def assign(self, *task_ids: str, full: bool = False) -> None:
-        spec = pb.ServiceSpec(name="web")
-        spec.task.container.CopyFrom(
-            pb.ContainerSpec(image=dockerd.BUSYBOX_IMAGE, args=["sleep", "600"], init=True, stop_grace_period=10**9)
-        )
-        tasks = [
-            pb.Task(
-                id=task_id, service_id="s1", service_name="web", slot=1, node_id=self.node.node_id, revision_id="r1",
-                desired_state=pb.TASK_STATE_RUNNING, status=pb.TaskStatus(state=pb.TASK_STATE_ASSIGNED),
-            )
-            for task_id in task_ids
-        ]  # fmt: skip
-        self.worker.apply(pb.Assignments(full=full, tasks=tasks, revisions=[pb.Revision(id="r1", spec=spec)]))
-
-    def container(self, task_id: str) -> tuple[str, int]:
-        status = self.worker.statuses()[task_id]
-        return status.container.container_id, status.container.pid
-
-    async def until(self, look: Callable[[], bool], *, what: str) -> None:
-        async def looked() -> bool:
-            return look()
-
-        await workloads.until(looked, bool, what=f"{what}; told {self.told}")
-
-    async def reach(self, task_id: str, state: str) -> None:
-        await self.until(lambda: (task_id, f"TASK_STATE_{state}") in self.told, what=f"{task_id} {state}")
-
-
-@contextlib.asynccontextmanager
-async def working(node: conftest.Node, runtime: docker.DockerRuntime) -> AsyncIterator[Bench]:
-    made = Bench(node, runtime)
-    await made.worker.open()
-    try:
-        yield made
-    finally:
-        await made.worker.close()
-        made.record.close()
-
-
-def new_id() -> str:
-    return ids.new_id(workloads.RNG)
 
 
 @pytest.mark.parametrize("how", ["crash", "upgrade", "hang"])
@@ -86,8 +23,8 @@ def test_tasks_are_neither_failed_nor_restarted_while_their_engine_is_away(node:
     async def body(_: docker.DockerRuntime) -> None:
         runtime = node.make(call_s=1.0)
         await runtime.open()
-        async with working(node, runtime) as made:
-            old, new = new_id(), new_id()
+        async with working.working(node, runtime) as made:
+            old, new = working.new_id(), working.new_id()
             made.assign(old, full=True)
             await made.reach(old, "RUNNING")
             before = made.container(old)
@@ -109,14 +46,14 @@ def test_tasks_are_neither_failed_nor_restarted_while_their_engine_is_away(node:
 
 def test_what_ended_while_the_agent_was_away_is_told_and_what_runs_is_adopted(node: conftest.Node) -> None:
     async def body(runtime: docker.DockerRuntime) -> None:
-        stays, ends = new_id(), new_id()
-        async with working(node, runtime) as made:
+        stays, ends = working.new_id(), working.new_id()
+        async with working.working(node, runtime) as made:
             made.assign(stays, ends, full=True)
             await made.reach(stays, "RUNNING")
             await made.reach(ends, "RUNNING")
             before, gone = made.container(stays), made.container(ends)
         dockerd.call(node.engine.socket, "POST", f"/containers/{gone[0]}/kill")
-        async with working(node, runtime) as again:
+        async with working.working(node, runtime) as again:
             again.assign(stays, ends, full=True)
             await again.reach(stays, "RUNNING")
             await again.reach(ends, "FAILED")
@@ -151,8 +88,8 @@ def test_ours_and_unknown_is_removed_and_strangers_are_not(node: conftest.Node) 
     ]
 
     async def body(runtime: docker.DockerRuntime) -> None:
-        async with working(node, runtime) as made:
-            known = new_id()
+        async with working.working(node, runtime) as made:
+            known = working.new_id()
             made.assign(known, full=True)
             await made.reach(known, "RUNNING")
             await made.until(lambda: not exists(forgotten), what="the end of the forgotten container")
@@ -179,8 +116,8 @@ def test_a_task_costs_the_engine_few_calls(node: conftest.Node, monkeypatch: pyt
             return await call(method, path, **options)
 
         monkeypatch.setattr(runtime._engine, "_call", counted)
-        async with working(node, runtime) as made:
-            first, second = new_id(), new_id()
+        async with working.working(node, runtime) as made:
+            first, second = working.new_id(), working.new_id()
             made.assign(first, full=True)
             await made.reach(first, "RUNNING")
             asked.clear()
@@ -212,8 +149,8 @@ def test_a_container_that_was_made_though_the_engine_broke_off_is_taken_up(
             return answer
 
         monkeypatch.setattr(runtime._engine, "labour", breaking)
-        async with working(node, runtime) as made:
-            task_id = new_id()
+        async with working.working(node, runtime) as made:
+            task_id = working.new_id()
             made.assign(task_id, full=True)
             await made.reach(task_id, "RUNNING")
             assert made.container(task_id)[0] == broken[0]
