@@ -76,6 +76,7 @@ class OwnPodman:
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **dockerd.NO_INTERNET,
             "PATH": dockerd.SEARCH_PATH,
             "SSL_CERT_FILE": str(self.trusted),
             "CONTAINERS_CONF": str(self.directory / "containers.conf"),

@@ -45,10 +45,10 @@ def private(engine: conftest.Engine) -> Iterator[registry.OwnRegistry]:
         yield made
 
 
-def push(engine: conftest.Engine, made: registry.OwnRegistry, name: str) -> str:
+def push(engine: conftest.Engine, made: registry.OwnRegistry, name: str, *, mark: str = "") -> str:
     """Puts an image into the registry as NAME:1 and nowhere else; returns the reference with its digest."""
     repository = f"{made.host}/{name}"
-    dockerd.import_busybox(engine.socket, image=f"{repository}:1", mark=name)  # layers of its own, so they are fetched
+    dockerd.import_busybox(engine.socket, image=f"{repository}:1", mark=mark or name)  # own layers: they are fetched
     with contextlib.closing(dockerd.UnixConnection(engine.socket)) as connection:
         connection.request("POST", f"/images/{repository}/push?tag=1", headers={"X-Registry-Auth": credentials()})
         answer: http.client.HTTPResponse = connection.getresponse()
@@ -87,6 +87,34 @@ def test_one_pull_by_digest_however_many_tasks_wait(node: conftest.Node, private
         assert (await workloads.phase(runtime, tasks[0].task.id, base.Phase.EXITED)).exit_code == 0
         await runtime.prepare(task(node, image, auth=""), said.append)  # it is here: nobody is asked
         assert pulls(engine, since) == [image]
+
+    node.run(body)
+    dockerd.call(engine.socket, "DELETE", f"/images/{image}?force=1")
+
+
+def test_a_tag_that_has_moved_is_noticed_by_the_next_revision(
+    node: conftest.Node, private: registry.OwnRegistry
+) -> None:
+    engine = node.engine
+    push(engine, private, "bees/moving", mark="one")
+    image = f"{private.host}/bees/moving:1"
+
+    async def body(runtime: docker.DockerRuntime) -> None:
+        async def content(revision: str) -> str:
+            spec = pb.ContainerSpec(image=image, registry_auth=credentials())
+            work = workloads.workload("cat", "/etc/mark", container=spec, node_id=node.node_id)
+            work.task.revision_id = revision
+            await workloads.run(runtime, work)
+            await workloads.phase(runtime, work.task.id, base.Phase.EXITED)
+            return await workloads.output(runtime, work.task.id)
+
+        assert await content("r1") == "one"
+        before = dockerd.call(engine.socket, "GET", f"/images/{image}/json")["Id"]
+        push(engine, private, "bees/moving", mark="two")
+        name = image.removesuffix(":1")
+        dockerd.call(engine.socket, "POST", f"/images/{before}/tag?repo={name}&tag=1")  # as if pushed elsewhere
+        assert await content("r1") == "one", "the tasks of a revision have one image"
+        assert await content("r2") == "two"
 
     node.run(body)
     dockerd.call(engine.socket, "DELETE", f"/images/{image}?force=1")

@@ -74,6 +74,16 @@ class Cleaner:
             del self._pulled[oldest]
         self._write()
 
+    def replaced(self, image: str, *, before: str) -> None:
+        """A pull has brought another image of that name; `before` is the ID of the one that has lost it."""
+        if image in self._pulled:
+            self._pulled[before] = self._pulled[image]
+        self.pulled(image)
+
+    def known(self) -> list[str]:
+        """What was pulled and is not known to be gone, by name."""
+        return sorted(self._pulled)
+
     def wanted(self, image: str) -> None:
         """A task wants the image, which is here."""
         if image in self._pulled:

@@ -110,7 +110,9 @@ class DockerRuntime:
         files = await self._keep_files(workload)
         body = spec.create_body(workload, node_id=self._node_id, api=self._engine.version, files=files)
         query = spec.create_query(workload, api=self._engine.version)
-        await self._images.ensure(container.image, auth=container.registry_auth, progress=progress)
+        await self._images.ensure(
+            container.image, auth=container.registry_auth, revision=workload.task.revision_id, progress=progress
+        )
         progress("creating the container")
         try:
             async with self._creating:

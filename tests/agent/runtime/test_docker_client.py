@@ -121,7 +121,7 @@ def test_creates_that_hang_keep_nothing_from_being_started(tmp_path: pathlib.Pat
         elif call == "GET /containers/json":
             await fakes.answer(writer, 200, [])
         else:
-            await fakes.answer(writer, 200, {})
+            await fakes.answer(writer, 200, {"Id": "sha256:1"})
 
     async def main() -> None:
         runtime = docker.DockerRuntime(
