@@ -23,6 +23,7 @@ MEASURE_TIMEOUT_S = 5.0  # a network file system can hang
 DISK_SHARE, DISK_BYTES = 0.10, 5 << 30  # low below the smaller of the two; images are removed long before
 MEMORY_SHARE, MEMORY_BYTES = 0.05, 256 << 20
 RECOVERED = 1.25  # times the line, before it is over
+ENGINE = "engine"  # the kind of the condition that it does not answer
 STEPS = 50  # figures move in so many steps of the whole
 HOST_PORTS_MAX = 256
 MEMINFO = pathlib.Path("/proc/meminfo")
@@ -91,7 +92,7 @@ def conditions(disk: Space | None, memory: Space | None, *, path: str, before: S
 def _without_engine(known: pb.NodeDescription, reason: str) -> pb.NodeDescription:
     made = pb.NodeDescription()
     made.CopyFrom(known)
-    made.conditions.add(kind="engine", summary="without container engine", message=reason)
+    made.conditions.add(kind=ENGINE, summary="without container engine", message=reason)
     return made
 
 

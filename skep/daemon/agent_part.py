@@ -60,6 +60,11 @@ class AgentPart:
         """Cluster addresses of the managers, as last heard."""
         return self._book().addresses()
 
+    @property
+    def without_engine(self) -> bool:
+        """Whether the container engine did not answer when it was last asked."""
+        return any(each.kind == facts.ENGINE for each in self.description.conditions)
+
     async def start(self, *, patient: bool) -> None:
         """Adopts what runs here, then looks for the managers.
 

@@ -32,6 +32,10 @@ LAST_MANAGER = (
     "You are attempting to leave the swarm on a node that is participating as a manager. The only way to restore a "
     "swarm that has lost consensus is to reinitialize it. Use `--force` to leave all the same."
 )
+NO_ENGINE = (
+    "the container engine does not answer, so what runs here cannot be stopped: start it first, or use `--force` to "
+    "leave the containers behind"
+)
 REMOVED = (
     "{reason}. Its tasks were given to other nodes and are stopped here. To use this machine again: skep leave "
     "--force, then skep join"
@@ -315,12 +319,17 @@ class Daemon:
             raise errors.Unavailable(NOT_PART)
         if self._keeper.part is not None and not force:
             raise errors.Unavailable(LAST_MANAGER)
+        if self._agent is not None and self._agent.without_engine and not force:
+            raise errors.Unavailable(NO_ENGINE)
         async with self._changing:
             await self._background.stop()  # above all what would see us removed
             if self._identity is not None:
                 await _say_goodbye(tls.dialler(self._present_identity), self._known_managers(), force=force)
             agent = self._agent
-            if agent is not None:
+            if agent is not None and agent.without_engine:
+                log.warning("cluster.left_without_engine", containers="with this label stay where they are",
+                            label=f"io.skep.node={self._present_identity().node_id}")  # fmt: skip
+            elif agent is not None:
                 await agent.remove_tasks()
             await self._forget()
         log.info("cluster.left")

@@ -27,7 +27,10 @@ async def engine(path: pathlib.Path, handler: Handler) -> AsyncIterator[None]:
     A registry's credentials are among the query's parameters as `auth`.
     """
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 first, *fields = head.decode().split("\r\n")
@@ -51,6 +54,8 @@ async def engine(path: pathlib.Path, handler: Handler) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
+        for writer in writers:  # as when it dies
+            writer.close()
 
 
 @contextlib.asynccontextmanager
