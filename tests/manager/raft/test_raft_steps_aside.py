@@ -64,7 +64,7 @@ def test_a_manager_whose_disk_fails_stops_and_the_others_go_on(what: str) -> Non
             assert not old.is_leader
             with pytest.raises(errors.Unavailable):
                 await old.commit([raft_cluster.create("more")])
-            await old.abort()  # what the daemon does then
+            await manager.stop()  # what the daemon does then
             await virtual_time.until(lambda: world.leader() not in (None, old))
             successor, consensus = raft_memory.leader(world)
             await consensus.commit([raft_cluster.create("after")])
