@@ -134,7 +134,12 @@ class OsDisk:
         return (self._directory / name).stat().st_size
 
     def open(self, name: str) -> "_OsReader":
-        return _OsReader(os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        if hasattr(os, "posix_fadvise"):
+            # After a sync that failed, Linux calls what it could not write clean and keeps it. A process that starts
+            # then would read, and promise to others, what is on no disk: whatever is clean has to be read again.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return _OsReader(descriptor)
 
     def create(self, name: str) -> "_OsFile":
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC

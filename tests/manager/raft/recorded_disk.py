@@ -68,7 +68,7 @@ class Recorder:
         calls.configure_mock(
             open=self._opened, write=self._wrote, fdatasync=self._synced, fsync=self._synced,
             ftruncate=self._truncated, close=self._closed,
-            **{name: getattr(os, name) for name in dir(os) if name.startswith("O_")},
+            **{name: getattr(os, name) for name in dir(os) if name.startswith(("O_", "POSIX_FADV_"))},
         )  # fmt: skip
         with (
             mock.patch.object(disk, "os", calls),

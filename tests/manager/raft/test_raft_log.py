@@ -1,6 +1,7 @@
 """The log on disk: what survives, what is cut, what is refused."""
 
 import contextlib
+import os
 import pathlib
 import random
 
@@ -84,6 +85,48 @@ def test_what_a_killed_process_had_not_synced_is_durable_once_it_is_loaded(seed:
     again = log.DurableLog(platter.handle()).load()
     assert again is not None
     assert again.entries == loaded.entries
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="asks Linux what it has in memory")
+def test_what_is_loaded_comes_from_the_disk_and_not_from_memory(tmp_path: pathlib.Path) -> None:
+    """After a failed sync Linux keeps what it could not write, as if it had: that is not to be believed."""
+    target = disk.OsDisk(tmp_path / "raft")
+    begin(target).close()
+
+    def in_memory(descriptor: int) -> bool:
+        try:
+            return os.preadv(descriptor, [bytearray(16)], 0, os.RWF_NOWAIT) == 16
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            pytest.skip(f"this file system does not say: {error}")
+
+    descriptor = os.open(only_log(tmp_path / "raft"), os.O_RDONLY)
+    try:
+        assert in_memory(descriptor)
+        reader = target.open(only_log(tmp_path / "raft").name)
+        if in_memory(descriptor) and not _can_forget(tmp_path / "other"):
+            pytest.skip("this file system lives in memory")
+        assert not in_memory(descriptor)
+        assert len(reader.read_at(0, 16)) == 16
+        reader.close()
+    finally:
+        os.close(descriptor)
+
+
+def _can_forget(path: pathlib.Path) -> bool:
+    """Whether this file system gives memory back at all; tmpfs does not."""
+    path.write_bytes(bytes(5000))
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.preadv(descriptor, [bytearray(16)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def test_sectors_that_were_never_written_count_as_torn(tmp_path: pathlib.Path) -> None:
