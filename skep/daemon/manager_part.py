@@ -262,21 +262,26 @@ class ManagerPart:
         }
 
     async def forward(self, request: pb.HttpRequest) -> AsyncIterator[pb.HttpResponsePart]:
-        """Has the leader answer a request. Raises NotProposed when there is none, Unavailable when it breaks off."""
-        addr = self.leader_addr()
-        if not addr:
-            raise commit.NotProposed(api.NO_LEADER)
+        """Has the leader answer a request. Raises as `_answering_leader`, and Unavailable when it breaks off."""
+        addr = self._answering_leader()
         parts = forward.forward(self._channel(addr), request, target=f"the leader at {addr}")
         async with contextlib.aclosing(parts):  # a user who leaves a followed log ends the call at once
             async for part in parts:
                 yield part
 
     def tunnel(self) -> backend.Tunnel:
-        """A call to the leader that streams both ways. Raises NotProposed when there is none."""
+        """A call to the leader that streams both ways. Raises as `_answering_leader`."""
+        addr = self._answering_leader()
+        return forward.GrpcTunnel(self._channel(addr), target=f"the leader at {addr}")
+
+    def _answering_leader(self) -> str:
+        """Where a leader is that answers this manager. Raises NotProposed, which is worth another try."""
+        if self.node_id not in self._raft.members():  # it would be denied
+            raise commit.NotProposed("this node is not a member of the managers' group yet: try again in a moment")
         addr = self.leader_addr()
         if not addr:
             raise commit.NotProposed(api.NO_LEADER)
-        return forward.GrpcTunnel(self._channel(addr), target=f"the leader at {addr}")
+        return addr
 
     def _channel(self, addr: str) -> grpc.aio.Channel:
         """A channel that is kept for the next request, renewed with the identity."""
