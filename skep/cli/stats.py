@@ -113,14 +113,20 @@ def _live(state: app.App, references: Sequence[str], nodes: Mapping[str, str]) -
     known: dict[str, tuple[float, Json]] = {}
     drawn_at = 0.0
     with live.Live(console=console.Console(force_terminal=True), auto_refresh=False, screen=False) as drawn:
+
+        def draw() -> None:
+            now = state.wall.now()
+            rows = _ordered([row(each, nodes) for at, each in known.values() if now - at < SILENT_S])
+            drawn.update(_table(rows), refresh=True)
+
         for figures in _figures(state, references, follow=True):
             now = state.wall.now()
             known[str(figures["TaskID"])] = (now, figures)
             if now - drawn_at >= DRAW_S:
                 drawn_at = now
                 known = {key: value for key, value in known.items() if now - value[0] < SILENT_S}
-                rows = _ordered([row(each, nodes) for _, each in known.values()])
-                drawn.update(_table(rows), refresh=True)
+                draw()
+        draw()  # what came since the last time
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Any:

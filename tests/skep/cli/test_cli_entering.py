@@ -2,8 +2,14 @@
 
 import io
 import json
+import os
 import pathlib
+import pty
+import re
+import subprocess
+import sys
 import tarfile
+import termios
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -163,6 +169,60 @@ def test_stats_once_and_as_lines(skepd: Skepd, capsys: Capsys) -> None:
     assert skepd.run("top", "web", "--format", "{{.Name}} {{.CPUPerc}}") == 0
     assert capsys.readouterr().out == "web.2 12.50%\nweb.1 12.50%\n"
     assert skepd.run("stats", "nope") == 1
+
+
+def stream(*rows: dict[str, object]) -> bytes:
+    return "".join(json.dumps(each) + "\n" for each in rows).encode()
+
+
+def frames(printed: str) -> list[list[str]]:
+    """What stood in the table each time it was drawn in place of the one before: the first words of its rows."""
+    drawn = re.split(r"\x1b\[2K(?:\x1b\[1A\x1b\[2K)+|\r(?=\x1b\[2K)", printed)
+    lines = [[re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).split() for line in each.splitlines()] for each in drawn]
+    return [[" ".join([row[0], row[2]]) for row in each if row and row[0].startswith("web.")] for each in lines]
+
+
+def test_figures_live_on_a_terminal(skepd: Skepd, capsys: Capsys) -> None:
+    """Drawn in place and in order; who falls silent goes."""
+    at = iter(range(100))
+    skepd.clock.now = lambda: float(next(at))  # type: ignore[method-assign]
+    rows = [figures(Name="web.2", TaskID=B), figures(), *([figures(NanoCPUs=500_000_000)] * 11)]
+    skepd.routes["GET", "/skep/v1/stats"] = lambda request: (200, stream(*rows))
+    assert skepd.run("stats", terminal=True) == 0
+    assert skepd.sent("GET", "/skep/v1/stats")[0].query == {"stream": "1"}
+    found = [each for each in frames(capsys.readouterr().out) if each]
+    assert found[0] == ["web.2 12.50%"]
+    assert found[1] == ["web.1 12.50%", "web.2 12.50%"]
+    assert found[2] == ["web.1 50.00%", "web.2 12.50%"]
+    assert found[-1] == ["web.1 50.00%"]
+
+
+def test_the_last_figures_are_drawn_though_they_came_soon_after_others(skepd: Skepd, capsys: Capsys) -> None:
+    rows = [figures(), figures(NanoCPUs=990_000_000)]
+    skepd.routes["GET", "/skep/v1/stats"] = lambda request: (200, stream(*rows))
+    assert skepd.run("top", terminal=True) == 0  # a clock that stands still
+    found = [each for each in frames(capsys.readouterr().out) if each]
+    assert (found[0], found[-1]) == (["web.1 12.50%"], ["web.1 99.00%"])
+
+
+def test_figures_on_a_real_terminal(skepd: Skepd) -> None:
+    """The command itself, which finds out that it has one, and leaves it as it was."""
+    skepd.routes["GET", "/skep/v1/stats"] = lambda request: (200, stream(figures(), figures(Name="web.2", TaskID=B)))
+    ours, theirs = pty.openpty()
+    try:
+        termios.tcsetwinsize(theirs, (24, 120))
+        command = [sys.executable, "-m", "skep", "--host", skepd.host, "top"]
+        environment = {**os.environ, "TERM": "xterm"}
+        ended = subprocess.run(command, check=False, stdout=theirs, stderr=theirs, env=environment, timeout=30)
+        os.set_blocking(ours, False)
+        printed = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert ended.returncode == 0, printed
+    assert "NAME" in printed
+    assert [each for each in frames(printed) if each][-1] == ["web.1 12.50%", "web.2 12.50%"]
+    assert printed.rstrip().endswith("\x1b[?25h")  # the cursor is there again
 
 
 def test_a_terminal_is_only_given_where_there_is_one(skepd: Skepd, capsys: Capsys) -> None:
