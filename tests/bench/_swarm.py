@@ -162,13 +162,21 @@ class Swarm:
         """The managers' processes."""
         return [pid for node in self.cluster.nodes if (pid := self.cluster.pid(node.name)) is not None]
 
-    def managers(self) -> Usage:
-        """What all managers have used so far."""
-        return Usage.of(self.pids())
+    def managers(self) -> dict[int, Usage]:
+        """What each manager has used so far, by its process."""
+        return {pid: Usage.of([pid]) for pid in self.pids()}
 
-    def agents(self) -> Usage:
-        """What all processes of agents have used so far."""
-        return Usage.of(crowd.process.pid for crowd in self.crowds)
+    def agents(self) -> dict[int, Usage]:
+        """What each process of agents has used so far."""
+        return {crowd.process.pid: Usage.of([crowd.process.pid]) for crowd in self.crowds}
+
+    async def leading(self) -> int:
+        """The process of the manager that leads."""
+        name, _ = await self.leader()
+        pid = self.cluster.pid(name)
+        if pid is None:
+            raise errors.Unavailable(f"manager {name} leads and does not run")
+        return pid
 
     # ---------------------------------------------------------------- the API
 

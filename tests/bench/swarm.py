@@ -14,7 +14,7 @@ import socket
 import statistics
 import time
 import urllib.parse
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from tests.bench import _swarm
 
@@ -36,7 +36,7 @@ def say(figure: str, value: float, unit: str, *, swarmkit: Range | None = None) 
 
 
 class Meter:
-    """What a piece of work took: wall time, the managers' and the agents' CPU seconds."""
+    """What a piece of work took: wall time, CPU seconds, and how much memory processes have had at most so far."""
 
     def __init__(self, swarm: _swarm.Swarm) -> None:
         self._swarm = swarm
@@ -50,11 +50,28 @@ class Meter:
 
     def manager_cpu_s(self) -> float:
         """CPU seconds of all managers since the start."""
-        return self._swarm.managers().cpu_s - self._managers.cpu_s
+        return _cpu_s(self._managers, self._swarm.managers())
 
     def agents_cpu_s(self) -> float:
-        """CPU seconds of all agents since the start."""
-        return self._swarm.agents().cpu_s - self._agents.cpu_s
+        """CPU seconds of all agents since the start; of those that are still there."""
+        return _cpu_s(self._agents, self._swarm.agents())
+
+    async def costs(self, name: str, *, agents: int, cpu: Range | None = None, memory: Range | None = None) -> None:
+        """Says what managers, the leader among them, and each agent took; SwarmKit's are of all managers together."""
+        managers = self._swarm.managers()
+        say(f"{name}_cpu_s", _cpu_s(self._managers, managers), "s", swarmkit=cpu)
+        say(f"{name}_memory_mb", sum(each.peak_mb for each in managers.values()), "MB", swarmkit=memory)
+        crowds = self._swarm.agents()
+        say(f"{name}_agents_cpu_s", _cpu_s(self._agents, crowds), "s")
+        say(f"{name}_agent_memory_mb", sum(each.peak_mb for each in crowds.values()) / agents, "MB")
+        if len(managers) > 1:  # else it is the only one
+            leader = await self._swarm.leading()
+            say(f"{name}_leader_cpu_s", _cpu_s(self._managers, {leader: managers[leader]}), "s")
+            say(f"{name}_leader_memory_mb", managers[leader].peak_mb, "MB")
+
+
+def _cpu_s(before: Mapping[int, _swarm.Usage], after: Mapping[int, _swarm.Usage]) -> float:
+    return sum(each.cpu_s - (before[pid].cpu_s if pid in before else 0.0) for pid, each in after.items())
 
 
 # ------------------------------------------------------------------ create -> all RUNNING
@@ -66,10 +83,7 @@ async def _run(swarm: _swarm.Swarm, agents: int, tasks: int, managers: int, **sw
     await swarm.create("web", tasks)
     await swarm.running("web", tasks)
     say(f"{name}_s", meter.wall_s(), "s", swarmkit=swarmkit.get("wall"))
-    say(f"{name}_cpu_s", meter.manager_cpu_s(), "s", swarmkit=swarmkit.get("cpu"))
-    say(f"{name}_agents_cpu_s", meter.agents_cpu_s(), "s")
-    say(f"{name}_memory_mb", swarm.managers().peak_mb, "MB", swarmkit=swarmkit.get("memory"))
-    say(f"{name}_agent_memory_mb", swarm.agents().peak_mb / agents, "MB")
+    await meter.costs(name, agents=agents, cpu=swarmkit.get("cpu"), memory=swarmkit.get("memory"))
 
 
 async def run_100() -> None:
@@ -116,8 +130,7 @@ async def _update(managers: int, swarmkit: Range, suffix: str) -> None:
 
         await swarm.until(completed)
         say(f"swarm.update.1000{suffix}_s", meter.wall_s(), "s")
-        say(f"swarm.update.1000{suffix}_cpu_s", meter.manager_cpu_s(), "s", swarmkit=swarmkit)
-        say(f"swarm.update.1000{suffix}_agents_cpu_s", meter.agents_cpu_s(), "s")
+        await meter.costs(f"swarm.update.1000{suffix}", agents=100, cpu=swarmkit)
 
 
 async def update() -> None:
@@ -148,7 +161,7 @@ async def drain() -> None:
         await swarm.until(left)
         await swarm.running("web", 1000)
         say("swarm.drain.100_s", meter.wall_s(), "s", swarmkit=(0.44, 0.66))
-        say("swarm.drain.100_cpu_s", meter.manager_cpu_s(), "s", swarmkit=(0.27, 0.43))
+        await meter.costs("swarm.drain.100", agents=10, cpu=(0.27, 0.43))
 
 
 async def creates() -> None:
@@ -182,6 +195,7 @@ async def _creates(swarm: _swarm.Swarm, suffix: str, one: Range, many: Range, *,
         before += len(names) * replicas
         await swarm.on_agents(before)
         say(f"{figure}.cpu_ms_each", meter.manager_cpu_s() / len(names) * 1e3, "ms")
+        await meter.costs(figure, agents=10)
 
 
 def _create_all(path: str, names: list[str], *, replicas: int) -> list[float]:
@@ -219,6 +233,7 @@ async def lost_agent() -> None:
         await swarm.running("web", 100)
         say("swarm.lost_agent_s", meter.wall_s(), "s", swarmkit=(15.9, 17.9))
         say("swarm.lost_agent_tasks", held, "tasks")
+        await meter.costs("swarm.lost_agent", agents=9)
 
 
 async def storm() -> None:
@@ -285,8 +300,8 @@ async def _idle(swarm: _swarm.Swarm, *, agents: int, tasks: int) -> None:
     wall_s = meter.wall_s()
     say(f"{name}_cpu_pct", meter.manager_cpu_s() / wall_s * 100, "%")
     say(f"{name}_agent_cpu_ms_per_s", meter.agents_cpu_s() / wall_s / agents * 1e3, "ms/s")
-    say(f"{name}_memory_mb", swarm.managers().peak_mb, "MB")
-    say(f"{name}_agent_memory_mb", swarm.agents().peak_mb / agents, "MB")
+    say(f"{name}_memory_mb", sum(each.peak_mb for each in swarm.managers().values()), "MB")
+    say(f"{name}_agent_memory_mb", sum(each.peak_mb for each in swarm.agents().values()) / agents, "MB")
     for number in range(services):
         await swarm.running(f"web-{number}", TASKS_PER_SERVICE)
     down = sum(node["Status"]["State"] != "ready" for node in await swarm.call("GET", "/nodes"))
