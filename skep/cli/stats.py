@@ -107,26 +107,25 @@ def _width(name: str) -> int:
 
 
 def _live(state: app.App, references: Sequence[str], nodes: Mapping[str, str]) -> None:
-    """A table in place. rich is imported here: nothing but a terminal needs it."""
+    """A table in place, drawn by a thread of rich's: whether or not anything comes, tasks that have ended must go.
+
+    rich is imported here: nothing but a terminal needs it.
+    """
     from rich import console, live
 
-    known: dict[str, tuple[float, Json]] = {}
-    drawn_at = 0.0
-    with live.Live(console=console.Console(force_terminal=True), auto_refresh=False, screen=False) as drawn:
+    known: dict[str, tuple[float, Json]] = {}  # when they came, and the figures
 
-        def draw() -> None:
-            now = state.wall.now()
-            rows = _ordered([row(each, nodes) for at, each in known.values() if now - at < SILENT_S])
-            drawn.update(_table(rows), refresh=True)
+    def drawn() -> Any:
+        now = state.wall.now()
+        return _table(_ordered([row(each, nodes) for at, each in list(known.values()) if now - at < SILENT_S]))
 
+    terminal = console.Console(force_terminal=True)
+    with live.Live(console=terminal, get_renderable=drawn, refresh_per_second=1 / DRAW_S):
         for figures in _figures(state, references, follow=True):
-            now = state.wall.now()
-            known[str(figures["TaskID"])] = (now, figures)
-            if now - drawn_at >= DRAW_S:
-                drawn_at = now
-                known = {key: value for key, value in known.items() if now - value[0] < SILENT_S}
-                draw()
-        draw()  # what came since the last time
+            known.pop(str(figures["TaskID"]), None)  # so that the longest silent ones come first
+            known[str(figures["TaskID"])] = (state.wall.now(), figures)
+            while state.wall.now() - next(iter(known.values()))[0] >= SILENT_S:
+                del known[next(iter(known))]
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> Any:

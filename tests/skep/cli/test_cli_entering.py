@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import termios
+import time
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -182,27 +183,46 @@ def frames(printed: str) -> list[list[str]]:
     return [[" ".join([row[0], row[2]]) for row in each if row and row[0].startswith("web.")] for each in lines]
 
 
-def test_figures_live_on_a_terminal(skepd: Skepd, capsys: Capsys) -> None:
-    """Drawn in place and in order; who falls silent goes."""
-    at = iter(range(100))
-    skepd.clock.now = lambda: float(next(at))  # type: ignore[method-assign]
-    rows = [figures(Name="web.2", TaskID=B), figures(), *([figures(NanoCPUs=500_000_000)] * 11)]
-    skepd.routes["GET", "/skep/v1/stats"] = lambda request: (200, stream(*rows))
+class Watched:
+    """Figures that come as a test says, to a terminal whose drawings it sees."""
+
+    def __init__(self, skepd: Skepd, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = skepd.clock
+        self.printed = ""
+        self._capsys = capsys
+        self._script: list[tuple[float, list[dict[str, object]], list[str]]] = []
+        monkeypatch.setattr(stats, "_figures", lambda *_, **__: self._play())
+        monkeypatch.setattr(stats, "DRAW_S", 0.02)
+
+    def then(self, after_s: float, *rows: dict[str, object], until: list[str]) -> None:
+        """After so many seconds these figures come, and no others before the table is `until`."""
+        self._script.append((after_s, list(rows), until))
+
+    def _play(self) -> Iterator[dict[str, object]]:
+        for after_s, rows, wanted in self._script:
+            self.clock.pause(after_s)
+            yield from rows
+            end = time.monotonic() + 10
+            while self.drawn() != wanted:
+                assert time.monotonic() < end, f"{wanted} was not drawn, but {self.drawn()}"
+                time.sleep(0.01)
+
+    def drawn(self) -> list[str]:
+        self.printed += self._capsys.readouterr().out
+        return frames(self.printed)[-1]
+
+
+def test_figures_live_on_a_terminal(skepd: Skepd, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn in place and in order, all that came together; who falls silent goes, though nobody else says anything."""
+    watched = Watched(skepd, capsys, monkeypatch)
+    other = figures(Name="web.2", TaskID=B)
+    watched.then(0, other, figures(), until=["web.1 12.50%", "web.2 12.50%"])
+    watched.then(6, figures(NanoCPUs=500_000_000), until=["web.1 50.00%", "web.2 12.50%"])
+    watched.then(6, until=["web.1 50.00%"])
+    watched.then(6, until=[])
+    watched.then(0, other, until=["web.2 12.50%"])
     assert skepd.run("stats", terminal=True) == 0
-    assert skepd.sent("GET", "/skep/v1/stats")[0].query == {"stream": "1"}
-    found = [each for each in frames(capsys.readouterr().out) if each]
-    assert found[0] == ["web.2 12.50%"]
-    assert found[1] == ["web.1 12.50%", "web.2 12.50%"]
-    assert found[2] == ["web.1 50.00%", "web.2 12.50%"]
-    assert found[-1] == ["web.1 50.00%"]
-
-
-def test_the_last_figures_are_drawn_though_they_came_soon_after_others(skepd: Skepd, capsys: Capsys) -> None:
-    rows = [figures(), figures(NanoCPUs=990_000_000)]
-    skepd.routes["GET", "/skep/v1/stats"] = lambda request: (200, stream(*rows))
-    assert skepd.run("top", terminal=True) == 0  # a clock that stands still
-    found = [each for each in frames(capsys.readouterr().out) if each]
-    assert (found[0], found[-1]) == (["web.1 12.50%"], ["web.1 99.00%"])
+    assert watched.drawn() == ["web.2 12.50%"]  # and that is what stays
 
 
 def test_figures_on_a_real_terminal(skepd: Skepd) -> None:
