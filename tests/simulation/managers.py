@@ -101,7 +101,7 @@ class WatchedLog(log.DurableLog):
     """The real log, which tells the checker what has become durable."""
 
     def __init__(self, name: str, handle: memory_disk.Handle, checker: shadow.Checker) -> None:
-        super().__init__(handle)
+        super().__init__(handle, mark=handle.mark())
         self._name = name
         self._checker = checker
 
