@@ -113,6 +113,8 @@ class Api:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (0.0 if call.request.forwarded else self._patience_s)
         while True:
+            if call.request.forwarded and self._context.machine.manager is None:
+                raise commit.NotProposed("this manager is stopping")  # whoever asks looks for the leader anew
             manager = self._context.manager
             try:
                 return await self._once(route, call, manager)

@@ -68,3 +68,21 @@ def test_followers_forward_once() -> None:
         assert rig.manager.forwarded == []
 
     rigs.run(work)
+
+
+def test_a_leader_that_is_just_stopping_is_not_the_end_of_a_write() -> None:
+    async def work(rig: rigs.Rig) -> None:
+        follower = rigs.Rig(seed=2)
+        await follower.machine.found()
+        follower.manager.committer.is_leader = False
+        follower.manager.leader_id = rig.manager.node_id
+        follower.manager.leader = rig.api
+        rig.machine.manager, rig.machine.state = None, "pending"  # its parts are stopped one after the other
+        answer = asyncio.ensure_future(follower.ask("POST", "/services/create", rigs.spec(replicas=1)))
+        while not follower.manager.forwarded:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        follower.manager.leader_id = follower.manager.node_id
+        follower.manager.committer.is_leader = True
+        assert (await answer).status == 201
+
+    rigs.run(work)
