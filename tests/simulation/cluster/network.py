@@ -293,7 +293,7 @@ class End(Generic[A, B]):
                 raise errors.Unavailable("the stream broke")
             if way.over:
                 if way.error is not None:
-                    # A new one each time: an error keeps the frames that it was raised through, and the whole run in them.
+                    # A new one each time: an error keeps the frames it was raised through, and the whole run in them.
                     raise type(way.error)(way.error.message)
                 return None
             if self._closed:
