@@ -57,6 +57,10 @@ class Worker:
         self._leased: dict[str, driver.Driver] = {}  # tasks that must never run twice
         self._leases_moved = asyncio.Event()
         self._leasing: asyncio.Task[None] | None = None
+        self._boot = uptime.boot
+        self._confirmed = asyncio.Event()
+        if record.boot() == self._boot or not record.tasks():
+            self._confirm()
         self._compared = False  # whether the managers have said which tasks are all that belong here
         self._tools = driver.Tools(
             runtime=runtime,
@@ -65,6 +69,7 @@ class Worker:
             lease=self.lease,
             publish=self._publish,
             gate=asyncio.Semaphore(STARTS_MAX),
+            confirmed=self._confirmed,
             clock=clock,
             rng=rng,
         )
@@ -137,7 +142,18 @@ class Worker:
             self._drop_unused_revisions()
         if assignments.full:
             self._compared = True
+            self._confirm()
             self._sweep_soon()
+
+    def _confirm(self) -> None:
+        """What is on record is as it was left, or as the managers have just said.
+
+        A power cut takes the latest writes, so after another boot of the machine a task that is about to be started by
+        the record may long have been stopped, and its successor run elsewhere.
+        """
+        if not self._confirmed.is_set():
+            self._record.save_boot(self._boot)
+            self._confirmed.set()
 
     def logs(self, task_id: str, options: base.LogOptions) -> AsyncIterator[pb.LogEntry]:
         """The output of a task. Raises NotFound, while iterating, when nothing is kept of it."""

@@ -37,6 +37,7 @@ class Tools:
     lease: lease.Lease
     publish: Callable[[str, pb.TaskStatus], None]  # task ID, its new status
     gate: asyncio.Semaphore  # how many tasks may be started at the same time
+    confirmed: asyncio.Event  # what is on record is known not to be out of date
     clock: clock.Clock
     rng: ids.Rng
 
@@ -236,6 +237,9 @@ class Driver:
             whole = dataclasses.replace(bare, files=self._tools.files(bare))
             await self._tools.runtime.prepare(whole, self._progress)
             return
+        if not self._tools.confirmed.is_set():
+            self._note(message="waiting for a manager: this machine was restarted, and the task may be over", err="")
+            await self._tools.confirmed.wait()
         async with self._tools.gate:
             await self._tools.runtime.start(self._workload())
 

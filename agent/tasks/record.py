@@ -1,8 +1,8 @@
 """What this node was told to run and how far it came, on disk: an agent that starts again goes on from here.
 
 One SQLite file, written in the event loop: a write is well under a millisecond, because it survives the death of the
-process (`kill -9`) but waits for no disk. After a power cut the last writes may be missing; containers are gone then
-anyway, and the managers send the full set again.
+process (`kill -9`) but waits for no disk. After a power cut the last writes may be missing; what ran has ended then
+anyway, and nothing is started before the managers have sent the full set again (`boot`, `Worker`).
 """
 
 import contextlib
@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, task BLOB NOT NULL, statu
 CREATE TABLE IF NOT EXISTS revisions (id TEXT PRIMARY KEY, revision BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS node (only INTEGER PRIMARY KEY CHECK (only = 1), node BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS description (only INTEGER PRIMARY KEY CHECK (only = 1), description BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS boot (only INTEGER PRIMARY KEY CHECK (only = 1), boot TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS lease (
     only INTEGER PRIMARY KEY CHECK (only = 1), boot TEXT NOT NULL, proven_at REAL NOT NULL
 );
@@ -84,6 +85,15 @@ class Record:
     def save_description(self, description: pb.NodeDescription) -> None:
         """Records that."""
         self._db.execute("INSERT OR REPLACE INTO description VALUES (1, ?)", (description.SerializeToString(),))
+
+    def boot(self) -> str:
+        """In which boot of the machine the record was last known to be whole; "" when it never was."""
+        row = self._db.execute("SELECT boot FROM boot").fetchone()
+        return str(row[0]) if row else ""
+
+    def save_boot(self, boot: str) -> None:
+        """Nothing is missing in the record now, and nothing will be in this boot."""
+        self._db.execute("INSERT OR REPLACE INTO boot VALUES (1, ?)", (boot,))
 
     def proven_at(self, boot: str) -> float:
         """See `lease.Lease`: the uptime of the latest answered heartbeat on record; minus infinity without one."""

@@ -31,9 +31,11 @@ class Bench:
             lease=self.lease,
             publish=lambda _task_id, status: self.published.append(status),
             gate=asyncio.Semaphore(2),
+            confirmed=asyncio.Event(),
             clock=self.clock,
             rng=rng,
         )
+        self.tools.confirmed.set()
         self.spec = joined.revision().spec
         if health_check:
             self.spec.task.container.healthcheck.test.extend(["CMD", "true"])
