@@ -70,7 +70,9 @@ class Ledger:
         self.index = 0
         self.objects: dict[Key, Any] = {}
         self.written_off: dict[str, None] = {}  # tasks that were unwanted while their node was lost: see running.py
-        self.started_at: dict[str, float] = {}  # tasks whose wish became RUNNING after READY: the leader's clock
+        # Tasks whose wish became RUNNING after READY: how long by the leader's clock each of the others of its service
+        # had not changed by then, and it had been there. What an agent says afterwards changes nothing about that.
+        self.waited_s: dict[str, dict[str, float]] = {}
         self.entries = 0
         self.transactions = 0
         self.refused = 0
@@ -189,13 +191,22 @@ class Ledger:
             moved = old.node_id and new.node_id != old.node_id
             shadow.require(not moved, f"task {new.id} moved from node {old.node_id} to {new.node_id} at {index}")
             if old.desired_state < pb.TASK_STATE_RUNNING <= new.desired_state:
-                self.started_at[new.id] = stamps.seconds(new.updated_at)
+                self._let_go(new)
             if old.status.state < pb.TASK_STATE_ASSIGNED == new.status.state:
                 self._check_assignment(index, new)
                 self._assigned.append(new)
         node = self.get("node", new.node_id)
         if new.node_id and (node is None or node.status.state == pb.NODE_STATE_DOWN):
             self._write_off(new)
+
+    def _let_go(self, task: pb.Task) -> None:
+        now = stamps.seconds(task.updated_at)
+        created_at = stamps.seconds(task.created_at)
+        self.waited_s[task.id] = {
+            other.id: now - max(created_at, stamps.seconds(other.updated_at))
+            for other in self.of_service(task.service_id)
+            if other.id != task.id
+        }
 
     def _write_off(self, task: pb.Task) -> None:
         if task.desired_state > pb.TASK_STATE_COMPLETE:

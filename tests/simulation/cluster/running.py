@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 
 from agent.runtime import memory
 from manager.orchestrator import starting
-from skep import pb, policies, stamps
+from skep import pb, policies
 from tests.simulation import shadow
 from tests.simulation.cluster import ledger
 
@@ -142,9 +142,8 @@ class Running:
             return True
         if other.id == starting_task.id or other.desired_state <= pb.TASK_STATE_COMPLETE:
             return False
-        let_go = self._ledger.started_at.get(starting_task.id)
-        told = max(stamps.seconds(starting_task.created_at), stamps.seconds(other.updated_at))
-        return let_go is not None and let_go - told >= starting.PATIENCE_S - MARGIN_S
+        waited_s = self._ledger.waited_s.get(starting_task.id, {}).get(other.id, 0.0)
+        return waited_s >= starting.PATIENCE_S - MARGIN_S
 
     def _order(self, task: pb.Task) -> pb.UpdateOrder.ValueType:
         service = self._ledger.get("service", task.service_id)

@@ -106,9 +106,9 @@ def _service_unfulfilled(site: machine.Site, service: pb.Service, runs: dict[str
     own = [task for task in site.ledger.rows("task") if task.service_id == service.id]
     iteration = service.job_status.job_iteration.index
     if spec.mode.HasField("replicated_job"):
-        states = [task.status.state for task in own if task.job_iteration.index == iteration]
-        done = states.count(pb.TASK_STATE_COMPLETE)
-        return "" if done == spec.mode.replicated_job.total_completions else f"{done} completions"
+        # By slot: what was on a node that was lost, and replaced, may have come to its end all the same.
+        done = {task.slot for task in own if task.job_iteration.index == iteration and _completed(task)}
+        return "" if len(done) == spec.mode.replicated_job.total_completions else f"{len(done)} completions"
     if spec.mode.HasField("global_job"):
         return _none_on(site, [task for task in own if task.job_iteration.index == iteration and _completed(task)])
     alive = [task for task in own if task.id in runs]
