@@ -35,17 +35,15 @@ def succeed(now: turn.Turn, slot: slots.Slot, last: pb.Task, policy: pb.RestartP
             failures=failures,
         )
         now.reason(f"{where}: task {last.id} ended, restart in {max(0.0, due - now.now):.1f} s")
-    elif tasks.lost(now.node(last)):
-        # It did not crash, so no delay. Nobody can tell when it stops, and nothing waits for that while its node is
-        # lost: the starter looks, after this plan has taken effect. A node that came back meanwhile stops it first.
-        now.create(
-            slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=_predecessor(now, slot, last)
-        )
-        now.reason(f"{where}: the node of task {last.id} is lost")
     else:
+        # It did not crash, so no delay. When it has stopped is the starter's to see, after this plan has taken effect:
+        # on a lost node nobody can tell, so nothing waits; on one that came back meanwhile it stops first.
         predecessor = _predecessor(now, slot, last)
         now.create(slot=slot.number, node_id=slot.node_id, start=tasks.Start.WHEN_DUE, replaces=predecessor)
-        now.reason(f"{where}: task {last.id} leaves its node: {last.evicted or 'it is drained'}")
+        if tasks.lost(now.node(last)):
+            now.reason(f"{where}: the node of task {last.id} is lost")
+        else:
+            now.reason(f"{where}: task {last.id} leaves its node: {last.evicted or 'it is drained'}")
     slots.supersede(now, slot)  # what is outdated and waited for `last` to end
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from manager.raft import memory_transport
 from skep import errors
-from tests.simulation import managers, memory_disk, process, shadow
+from tests.simulation import managers, memory_disk, shadow
 
 MANAGERS_MAX = 6
 DOWN_S = 3.0
@@ -104,11 +104,7 @@ class Faults:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, managers.Stopwatch)
         if victim is not None and loop.pause(victim.process):
-            self._spawn(self._resume(loop, victim.process, self._rng.uniform(0.1, STANDS_S)))
-
-    async def _resume(self, loop: managers.Stopwatch, paused: process.Process, after_s: float) -> None:
-        await asyncio.sleep(after_s)
-        loop.resume(paused)
+            self._spawn(loop.resume_after(victim.process, self._rng.uniform(0.1, STANDS_S)))
 
     async def _restart(self, victim: managers.Manager, after_s: float) -> None:
         await asyncio.sleep(after_s)

@@ -68,6 +68,11 @@ class Stopwatch(virtual_time.VirtualLoop):
             else:
                 self._ready.append(handle)
 
+    async def resume_after(self, standing: process.Process, seconds: float) -> None:
+        """Resumes it once so much time has passed."""
+        await asyncio.sleep(seconds)
+        self.resume(standing)
+
     def let_go(self) -> None:
         """The run is over: what stands still goes on, and nobody looks any more."""
         self.after_turn = lambda: None

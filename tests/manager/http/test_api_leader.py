@@ -41,13 +41,18 @@ def test_an_election_ends_the_waiting() -> None:
     rigs.run(work)
 
 
+async def follower_of(rig: rigs.Rig) -> rigs.Rig:
+    follower = rigs.Rig(seed=2)
+    await follower.machine.found()
+    follower.manager.committer.is_leader = False
+    follower.manager.leader_id = rig.manager.node_id
+    follower.manager.leader = rig.api
+    return follower
+
+
 def test_followers_forward_once() -> None:
     async def work(rig: rigs.Rig) -> None:
-        follower = rigs.Rig(seed=2)
-        await follower.machine.found()
-        follower.manager.committer.is_leader = False
-        follower.manager.leader_id = rig.manager.node_id
-        follower.manager.leader = rig.api
+        follower = await follower_of(rig)
         service_id = await follower.create(rigs.spec(replicas=1))
         assert (await rig.get(f"/services/{service_id}"))["Spec"]["Name"] == "web"
         assert await follower.get("/services", status="true") == await rig.get("/services", status="true")
@@ -72,11 +77,7 @@ def test_followers_forward_once() -> None:
 
 def test_a_leader_that_is_just_stopping_is_not_the_end_of_a_write() -> None:
     async def work(rig: rigs.Rig) -> None:
-        follower = rigs.Rig(seed=2)
-        await follower.machine.found()
-        follower.manager.committer.is_leader = False
-        follower.manager.leader_id = rig.manager.node_id
-        follower.manager.leader = rig.api
+        follower = await follower_of(rig)
         rig.machine.manager, rig.machine.state = None, "pending"  # its parts are stopped one after the other
         answer = asyncio.ensure_future(follower.ask("POST", "/services/create", rigs.spec(replicas=1)))
         while not follower.manager.forwarded:  # noqa: ASYNC110

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
@@ -226,13 +227,19 @@ def test_a_follower_changes_nothing() -> None:
     assert not any(commands.is_membership(entry[0]) for entry in lone.journal.entries[2:])
 
 
-def test_a_request_to_take_over_survives_what_else_the_leader_says_in_its_term() -> None:
-    lone = raft_core.Lone("bc")
+def heartbeat_of(leader: str, lone: raft_core.Lone) -> dict[str, Any]:
+    """The first one of term 2, which `lone` has had when this returns."""
     heartbeat = {
         "type": "append_entries", "term": 2, "commit_index": 1, "round": 0, "entries": [],
         "prevLogIdx": lone.journal.last_index, "prevLogTerm": lone.journal.last_term,
     }  # fmt: skip
-    lone.give("b", **heartbeat)
+    lone.give(leader, **heartbeat)
+    return heartbeat
+
+
+def test_a_request_to_take_over_survives_what_else_the_leader_says_in_its_term() -> None:
+    lone = raft_core.Lone("bc")
+    heartbeat = heartbeat_of("b", lone)
     for message in ({"type": "timeout_now", "term": 2}, heartbeat):  # in one round
         lone.core.receive(lone.now, "b", message)
     sent = lone.turn()
@@ -241,11 +248,7 @@ def test_a_request_to_take_over_survives_what_else_the_leader_says_in_its_term()
 
 def test_a_request_to_take_over_ends_with_its_term() -> None:
     lone = raft_core.Lone("bc")
-    heartbeat = {
-        "type": "append_entries", "term": 2, "commit_index": 1, "round": 0, "entries": [],
-        "prevLogIdx": lone.journal.last_index, "prevLogTerm": lone.journal.last_term,
-    }  # fmt: skip
-    lone.give("b", **heartbeat)
+    heartbeat = heartbeat_of("b", lone)
     for message in ({"type": "timeout_now", "term": 2}, {**heartbeat, "term": 3}):
         lone.core.receive(lone.now, "b", message)
     assert all(message["type"] != "request_vote" for _, message in lone.turn())

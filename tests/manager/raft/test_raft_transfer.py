@@ -1,6 +1,7 @@
 """Handing over leadership: the request must get through to a busy successor, at once, and be repeated."""
 
 import asyncio
+from collections.abc import Callable
 
 from manager.raft import config, memory_transport, node
 from skep import pb
@@ -29,6 +30,17 @@ async def settled(world: managers.World) -> tuple[managers.Manager, node.RaftNod
     return manager, leader
 
 
+async def settled_behind(
+    receiving: Callable[[raft_memory.Receive], raft_memory.Receive], world: managers.World
+) -> node.RaftNode:
+    """The same; what the others receive goes through `receiving` from then on."""
+    manager, leader = await settled(world)
+    for other in world.managers.values():
+        if other is not manager:
+            raft_memory.intercept(other, receiving)
+    return leader
+
+
 def test_a_busy_successor_gets_the_request_and_a_heartbeat_in_one_round_and_stands_all_the_same() -> None:
     busy_s = 1.5 * TIMES.heartbeat_s
 
@@ -49,10 +61,7 @@ def test_a_busy_successor_gets_the_request_and_a_heartbeat_in_one_round_and_stan
 
     async def main() -> None:
         async with raft_memory.running(memory_transport.MemoryNetwork(), TIMES) as world:
-            manager, old = await settled(world)
-            for other in world.managers.values():
-                if other is not manager:
-                    raft_memory.intercept(other, busy)
+            old = await settled_behind(busy, world)
             assert await hand_over(old) < 4 * busy_s
 
     virtual_time.run(main)
@@ -92,10 +101,7 @@ def test_a_request_that_is_lost_is_repeated_with_the_next_heartbeats() -> None:
 
     async def main() -> None:
         async with raft_memory.running(memory_transport.MemoryNetwork(), TIMES) as world:
-            manager, old = await settled(world)
-            for other in world.managers.values():
-                if other is not manager:
-                    raft_memory.intercept(other, losing)
+            old = await settled_behind(losing, world)
             assert await hand_over(old) < 4 * TIMES.heartbeat_s
             assert len(lost) == 2
 

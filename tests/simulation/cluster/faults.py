@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from agent.runtime import memory
 from manager.raft import node
 from skep import errors
-from tests.simulation import faults, process, shadow
+from tests.simulation import faults, shadow
 from tests.simulation.cluster import machine, timing
 
 MACHINES_MAX = 10
@@ -129,7 +129,9 @@ class Faults:
             after_s = self._rng.uniform(0.1, PAUSE_S)
             # Nobody can stop what is there, or is just being started; afterwards that takes a while.
             self._site.running.out_of_reach(victim.engine.known(), until=asyncio.get_running_loop().time() + after_s)
-            self._restarts.append(asyncio.get_running_loop().create_task(_resume(victim.daemon, after_s)))
+            self._restarts.append(
+                asyncio.get_running_loop().create_task(timing.loop().resume_after(victim.daemon, after_s))
+            )
 
     async def _crash_at_operation(self) -> None:
         victim = self._some(manages=True)
@@ -278,11 +280,6 @@ async def _admitted(asking: "asyncio.Task[None]", joining: machine.Machine) -> N
     if not asking.cancelled() and asking.exception() is None:
         joining.lost = False
         joining.start()
-
-
-async def _resume(paused: process.Process, after_s: float) -> None:
-    await asyncio.sleep(after_s)
-    timing.loop().resume(paused)
 
 
 async def _attempt(leader: node.RaftNode) -> None:
